@@ -1,0 +1,54 @@
+"""run-local: Python workflows whose tasks need different environments, each task in its own container.
+
+    from executor import Resources, TaskEnvironment
+
+    env = TaskEnvironment("alphafold", resources=Resources(cpu=2, memory="4Gi"))
+
+    @env.task
+    def run_alphafold(sequence: str) -> str: ...
+
+The names below are all that a workflow needs. They are looked up when first used, so that importing this package
+inside a container loads nothing that a container does not hold.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from executor.authoring import Task, TaskEnvironment
+    from executor.errors import MissingModule, RunLocalError, TaskError, UsageError
+    from executor.resources import Resources
+    from executor.version import VERSION as __version__
+
+_HOMES = {
+    "MissingModule": "executor.errors",
+    "Resources": "executor.resources",
+    "RunLocalError": "executor.errors",
+    "Task": "executor.authoring",
+    "TaskEnvironment": "executor.authoring",
+    "TaskError": "executor.errors",
+    "UsageError": "executor.errors",
+}
+
+__all__ = [
+    "MissingModule",
+    "Resources",
+    "RunLocalError",
+    "Task",
+    "TaskEnvironment",
+    "TaskError",
+    "UsageError",
+    "__version__",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return importlib.import_module("executor.version").VERSION
+    if name not in _HOMES:
+        raise AttributeError(f"module `executor` has no attribute `{name}`")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__
