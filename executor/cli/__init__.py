@@ -1,0 +1,109 @@
+"""`run-local`: each command parses, makes one call, and prints.
+
+Anything that is no command is a workflow: its options are made from the signature of the task. Progress goes to
+stderr, the result to stdout. Exit codes: 0 it worked, 1 the workflow failed, 2 the command line is wrong, 3 an
+environment could not be made, 4 this machine cannot do it, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import os
+import sys
+import tempfile
+import traceback
+from typing import Any, NoReturn
+
+import click
+
+from executor.errors import RunLocalError
+from executor.version import VERSION
+
+#: Each command's module is loaded when the command is used, so that `--help` does not wait for all of them.
+COMMANDS = {
+    "build": "executor.cli.environments",
+    "doctor": "executor.cli.doctor",
+    "envs": "executor.cli.environments",
+    "lock": "executor.cli.environments",
+    "logs": "executor.cli.records",
+    "plan": "executor.cli.plan",
+    "runs": "executor.cli.records",
+    "show": "executor.cli.records",
+}
+
+_HELP = """Run Python workflows whose tasks need different environments, each task in its own container.
+
+    run-local alphafold_workflow              run a task of this project by its name
+    run-local alphafold_workflow --help       what it can be given
+    run-local file.py:task --param value      say where it is
+
+Other commands look at environments and at past runs.
+"""
+
+
+class Commands(click.Group):
+    """The commands, and every workflow of the project as one more."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """The names of the commands; workflows are not listed, because finding them means reading the project."""
+        return sorted(COMMANDS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        """The command of this name, or the workflow."""
+        if name in COMMANDS:
+            command: click.Command = getattr(importlib.import_module(COMMANDS[name]), f"{name}_command")
+            return command
+        if name.startswith("-"):
+            return None
+        workflow: click.Command = importlib.import_module("executor.cli.workflow").workflow_command(name)
+        return workflow
+
+
+@click.group(cls=Commands, help=_HELP, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(VERSION, prog_name="run-local")
+def _run_local() -> None:
+    pass
+
+
+def main() -> NoReturn:
+    """The command line: run it, print any error as what, why and what next, and exit with its code."""
+    try:
+        code = _run_local.main(standalone_mode=False, prog_name="run-local")
+    except click.ClickException as exc:
+        exc.show()
+        code = 2
+    except RunLocalError as exc:
+        code = _print_error(exc)
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("interrupted", err=True)
+        code = 130
+    except BrokenPipeError:
+        with contextlib.suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 1
+    except Exception:  # noqa: BLE001  a bug of ours: no traceback reaches a user, a file does
+        code = _print_bug()
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def print_json(doc: Any) -> None:
+    """Print the one JSON document of a command."""
+    click.echo(json.dumps(doc, indent=2, ensure_ascii=False))
+
+
+def _print_error(exc: RunLocalError) -> int:
+    click.echo(click.style("error: ", fg="red", bold=True) + str(exc), err=True)
+    if "--json" in sys.argv:
+        empty = {"run": None, "status": "failed", "runtime": None, "result": None, "calls": [], "outputs": None}
+        print_json({**empty, "error": {"what": exc.what, "why": exc.why, "hint": exc.hint}})
+    return exc.exit_code
+
+
+def _print_bug() -> int:
+    with tempfile.NamedTemporaryFile("w", prefix="run-local-bug-", suffix=".txt", delete=False) as file:
+        file.write(f"run-local {VERSION}, Python {sys.version}\n{sys.argv}\n\n{traceback.format_exc()}")
+    what = f"run-local broke: {sys.exc_info()[1]!r}"[:500]
+    click.echo(f"error: {what}\n  why: this is a bug of ours\n  hint: please report it with `{file.name}`", err=True)
+    return 1

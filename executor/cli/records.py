@@ -1,0 +1,105 @@
+"""`run-local runs | show | logs`: what the records of past runs say."""
+
+from __future__ import annotations
+
+import datetime
+import sys
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from executor import machine
+from executor.cli import print_json
+from executor.cli.workflow import document
+from executor.console import render_failure
+from executor.data.records import CallView, RunView, read_run, run_ids
+from executor.errors import UsageError
+from executor.runs import result_document
+
+_STYLES = {"succeeded": "green", "failed": "red", "cancelled": "yellow", "interrupted": "yellow"}
+
+
+@click.command("runs")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON list.")
+@click.option("-n", "most", default=20, show_default=True, help="How many, newest first.")
+def runs_command(as_json: bool, most: int) -> None:
+    """List the runs of this machine, newest first."""
+    home = machine.home()
+    views = [read_run(home, name) for name in reversed(run_ids(home)[-most:])]
+    if as_json:
+        print_json([_summary(view) for view in views])
+        return
+    table = Table("run", "workflow", "status", "began", "seconds", "calls", box=None, pad_edge=False)
+    for view in views:
+        began = datetime.datetime.fromtimestamp(view.started).strftime("%Y-%m-%d %H:%M")
+        status = f"[{_STYLES.get(view.status, 'default')}]{view.status}"
+        table.add_row(view.id, view.workflow, status, began, f"{view.seconds:.1f}", str(len(view.calls)))
+    Console(highlight=False).print(table if views else "no runs yet")
+
+
+@click.command("show")
+@click.argument("run", default="last")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+def show_command(run: str, as_json: bool) -> None:
+    """Show one RUN: its calls, how each ended, and where its outputs are. `last` is the newest."""
+    view = read_run(machine.home(), run)
+    result = result_document(view)
+    if as_json:
+        print_json(document(view, result))
+        return
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(f"run {view.id} of {view.workflow} ({view.runtime}): {view.status}, {view.seconds:.1f} s")
+    table = Table("call", "task", "status", "seconds", "cpu s", "peak MiB", "python", "key", box=None, pad_edge=False)
+    for call in view.calls.values():
+        table.add_row(*_row(call))
+    console.print(table)
+    root = view.root_call
+    if root and root.error:
+        console.print(render_failure(root.error), markup=False)
+    if view.outputs.exists():
+        console.print(f"outputs: {view.outputs}", markup=False)
+
+
+@click.command("logs")
+@click.argument("run", default="last")
+@click.argument("call", required=False)
+def logs_command(run: str, call: str | None) -> None:
+    """Print what the tasks of RUN wrote, or what one CALL of it (such as 1.2) did."""
+    view = read_run(machine.home(), run)
+    if call is not None and call not in view.calls:
+        raise UsageError(f"run {view.id} has no call `{call}`", why=f"its calls are {', '.join(view.calls)}")
+    for each in [view.calls[call]] if call else view.calls.values():
+        log = view.folder / "logs" / f"{each.id}.log"
+        if call is None:
+            click.echo(click.style(f"== {each.id} {each.task}", bold=True))
+        if log.exists():
+            sys.stdout.flush()
+            sys.stdout.buffer.write(log.read_bytes())
+    sys.stdout.flush()
+
+
+def _row(call: CallView) -> list[str]:
+    peak, cpu = call.evidence.get("peak_bytes"), call.evidence.get("cpu_s")
+    return [
+        call.id,
+        call.task,
+        f"[{_STYLES.get(call.status, 'default')}]{call.status}",
+        f"{call.seconds:.2f}",
+        "" if cpu is None else f"{cpu:.2f}",
+        "" if peak is None else f"{peak / 2**20:.0f}",
+        call.python,
+        call.key[:12],
+    ]
+
+
+def _summary(view: RunView) -> dict[str, object]:
+    return {
+        "run": view.id,
+        "workflow": view.workflow,
+        "status": view.status,
+        "runtime": view.runtime,
+        "started": view.started,
+        "seconds": view.seconds,
+        "calls": len(view.calls),
+    }

@@ -1,0 +1,95 @@
+"""`run-local WORKFLOW [--param value …]`: a command made from the signature of a task."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from executor import machine, runs
+from executor.cli import inputs, print_json
+from executor.console import ConsoleView, render_failure
+from executor.data.records import RunView
+from executor.describe import describe
+from executor.manifest import Manifest, TaskEntry
+
+_EXIT_CODES = {"succeeded": 0, "failed": 1, "cancelled": 130}
+
+
+def workflow_command(name: str) -> click.Command:
+    """The command for a workflow; the project is described to make it."""
+    manifest, task = describe(name, Path.cwd())
+    options = [
+        click.Option(
+            ["--runtime"],
+            type=click.Choice(["auto", "docker", "process"]),
+            default="auto",
+            show_default=True,
+            help="Containers, or isolated processes where no engine answers.",
+        ),
+        click.Option(["--json", "as_json"], is_flag=True, help="Print one JSON document about the run."),
+        click.Option(["-v", "--verbose"], is_flag=True, help="Show what the tasks print."),
+    ]
+    mine = {option.name for option in options}
+    theirs = inputs.options(task, taken=frozenset(name for option in options for name in option.opts))
+
+    def callback(runtime: str, as_json: bool, verbose: bool, **values: Any) -> int:
+        return _run(manifest, task, runtime=runtime, as_json=as_json, verbose=verbose, values=values)
+
+    assert mine == {"runtime", "as_json", "verbose"}
+    return click.Command(name, params=[*theirs, *options], callback=callback, help=task.doc or None)
+
+
+def _run(
+    manifest: Manifest, task: TaskEntry, *, runtime: str, as_json: bool, verbose: bool, values: dict[str, Any]
+) -> int:
+    given, files = inputs.read(task, values)
+    home = machine.home()
+    runs.remove_dead(home)
+    chosen, note = runs.choose_runtime(runtime)
+    with ConsoleView(verbose=verbose) as view:
+        if note:
+            view.say(note, "yellow")
+        request = runs.Request(manifest=manifest, task=task, inputs=given, files=files, runtime=chosen, home=home)
+        ended = runs.run_workflow(request, view, view.progress)
+    _report(ended, as_json)
+    return _EXIT_CODES[ended.status]
+
+
+def _report(view: RunView, as_json: bool) -> None:
+    result = runs.result_document(view)
+    if as_json:
+        print_json(document(view, result))
+    elif view.status == "succeeded" and result is not None:
+        if isinstance(result, str):
+            click.echo(result)
+        else:
+            print_json(result)
+    call = view.root_call
+    if view.status == "failed" and call and call.error:
+        click.echo(click.style("error: ", fg="red", bold=True) + render_failure(call.error), err=True)
+        click.echo(
+            f"  hint: `run-local show {view.id}` tells more, `run-local logs {view.id}` what the tasks printed",
+            err=True,
+        )
+    if view.outputs.exists():
+        click.echo(f"outputs: {view.outputs}", err=True)
+    sys.stdout.flush()
+
+
+def document(view: RunView, result: Any) -> dict[str, Any]:
+    """The JSON document about a run that `--json` promises."""
+    fields = (
+        "id", "parent", "task", "environment", "key", "python", "status", "seconds", "attempts", "container",
+    )  # fmt: skip
+    return {
+        "run": view.id,
+        "status": view.status,
+        "runtime": view.runtime,
+        "result": result,
+        "calls": [{field: getattr(call, field) for field in fields} for call in view.calls.values()],
+        "outputs": str(view.outputs),
+        **({"error": view.root_call.error} if view.root_call and view.root_call.error else {}),
+    }

@@ -1,0 +1,164 @@
+"""Facts as a person at a terminal sees them: live where stderr is a terminal, plain lines elsewhere.
+
+Everything goes to stderr; stdout is for the result. Nothing here decides anything, and what is shown can be read again
+from the record.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from executor.events import (
+    AttemptEnded,
+    AttemptStarted,
+    CallEnded,
+    CallSubmitted,
+    EnvironmentReady,
+    Fact,
+    LogWritten,
+    RunCancelled,
+    RunEnded,
+    RunStarted,
+)
+
+_QUICK_S = 0.5
+
+
+class ConsoleView:
+    """Shows a run. A context manager, because a live display must be ended; `verbose` shows the tasks' output, too."""
+
+    def __init__(self, *, verbose: bool, quiet: bool = False) -> None:
+        self._console = Console(stderr=True, highlight=False, soft_wrap=True, quiet=quiet)
+        self._verbose = verbose
+        self._tasks: dict[str, str] = {}
+        self._running: dict[str, float] = {}
+        self._waiting: dict[str, None] = {}
+        self._step = ""
+        self._partial: dict[tuple[str, str], bytes] = {}
+        self._live = Live(get_renderable=self._render, console=self._console, transient=True, refresh_per_second=4)
+        self._moves = self._console.is_terminal and not quiet
+
+    def __enter__(self) -> ConsoleView:
+        if self._moves:
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._moves:
+            self._live.stop()
+
+    def say(self, text: str, style: str = "") -> None:
+        """Print a line above whatever is live."""
+        self._console.print(Text(text, style=style))
+
+    def progress(self, environment: str, step: str, detail: str) -> None:
+        """A step of making an environment; see `executor.environments.Progress`."""
+        if step == "ready":
+            self._step = ""
+        elif self._moves and step not in ("lock", "base"):
+            self._step = f"{environment}: {step} {detail}"
+        else:
+            self.say(f"  {environment}: {detail or step}", "dim")
+
+    def __call__(self, fact: Fact) -> None:  # noqa: C901  one case a fact
+        """Take note of a fact."""
+        match fact:
+            case RunStarted():
+                self.say(f"run {fact.run} of {fact.workflow} ({fact.runtime})", "bold")
+            case EnvironmentReady():
+                self._environment(fact)
+            case CallSubmitted():
+                self._tasks[fact.call] = fact.task
+                self._waiting[fact.call] = None
+            case AttemptStarted():
+                self._attempt_started(fact)
+            case LogWritten():
+                self._log(fact)
+            case AttemptEnded():
+                self._attempt_ended(fact)
+            case CallEnded():
+                self._waiting.pop(fact.call, None)
+            case RunCancelled():
+                self.say(f"stopping ({fact.reason}); once more to stop at once", "yellow")
+            case RunEnded():
+                self.say(
+                    f"{fact.status} after {fact.seconds:.1f} s", "bold" if fact.status == "succeeded" else "bold red"
+                )
+
+    def _environment(self, fact: EnvironmentReady) -> None:
+        if fact.seconds > _QUICK_S or self._verbose:
+            self.say(
+                f"  {fact.environment}: ready, Python {fact.python}, {fact.seconds:.1f} s ({fact.key[:12]})", "dim"
+            )
+
+    def _attempt_started(self, fact: AttemptStarted) -> None:
+        self._waiting.pop(fact.call, None)
+        self._running[fact.call] = time.monotonic()
+        if not self._moves:
+            again = f", attempt {fact.attempt}" if fact.attempt > 1 else ""
+            self.say(f"  ▶ {fact.call} {self._tasks[fact.call]}{again}", "dim")
+
+    def _attempt_ended(self, fact: AttemptEnded) -> None:
+        self._flush(fact.call)
+        self._running.pop(fact.call, None)
+        mark, style = ("✓", "green") if fact.outcome == "ok" else ("✗", "red")
+        note = "" if fact.outcome in ("ok", "raised") else f" ({fact.outcome})"
+        self.say(f"  {mark} {fact.call} {self._tasks[fact.call]} {fact.seconds:.1f} s{note}", style)
+
+    def _log(self, fact: LogWritten) -> None:
+        if not self._verbose:
+            return
+        key = (fact.call, fact.stream)
+        *lines, rest = (self._partial.get(key, b"") + fact.data).split(b"\n")
+        self._partial[key] = rest
+        for line in lines:
+            self._log_line(fact.call, line)
+
+    def _flush(self, call: str) -> None:
+        for key in [key for key in self._partial if key[0] == call]:
+            if rest := self._partial.pop(key):
+                self._log_line(call, rest)
+
+    def _log_line(self, call: str, line: bytes) -> None:
+        self.say(f"  {self._tasks[call].partition('.')[2]} │ {line.decode(errors='replace').rstrip()}")
+
+    def _render(self) -> Table:
+        table = Table.grid(padding=(0, 1))
+        if self._step:
+            table.add_row("  …", self._step)
+        now = time.monotonic()
+        for call, since in self._running.items():
+            table.add_row("  ▶", f"{call} {self._tasks[call]}", f"{now - since:.0f} s")
+        for call in self._waiting:
+            table.add_row("  ·", f"{call} {self._tasks[call]}", "waits")
+        return table
+
+
+def render_failure(error: Mapping[str, Any]) -> str:
+    """The story of a failed call for a person, the innermost failure first, then who called it."""
+    chain = [error]
+    while cause := chain[-1].get("cause"):
+        chain.append(cause)
+    first, *callers = reversed(chain)
+    lines = [f"task `{first['task']}` failed: {first['code']}: {first['message']}"]
+    for label in ("why", "hint"):
+        if first.get(label):
+            lines.append(f"  {label}: {first[label]}")
+    if first.get("traceback"):
+        lines += ["", first["traceback"].rstrip(), ""]
+    lines += [f"  in environment `{first.get('environment', '?')}`, call {first.get('call') or '?'}"]
+    lines += [f"  called by `{caller['task']}`, call {caller['call']}{_where(caller)}" for caller in callers]
+    return "\n".join(lines)
+
+
+def _where(story: Mapping[str, Any]) -> str:
+    """Where a caller stood, from the frame of its traceback that called."""
+    frames = [line.strip() for line in story.get("traceback", "").splitlines() if line.strip().startswith("File ")]
+    return f", {frames[-1].removeprefix('File ')}" if frames else ""

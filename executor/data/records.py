@@ -1,0 +1,186 @@
+"""The record of a run: a folder with an append-only journal of facts, one log per call, and the user's outputs.
+
+    runs/<id>/journal.jsonl    one fact a line: {"fact": "CallEnded", "at": seconds since the epoch, …}
+    runs/<id>/logs/<call>.log  what the task wrote, stdout and stderr as they came
+    runs/<id>/outputs/         files of the result
+
+The journal is the truth; everything shown of a run is read from it, by `read_run`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from executor.data.store import full_disk
+from executor.errors import UsageError
+from executor.events import Fact, LogWritten
+
+_RUN_ID = re.compile(r"^[0-9]{8}-[0-9]{6}-[0-9a-f]{4}$")
+
+
+class Record:
+    """Writes the record of one run; a listener like any other."""
+
+    def __init__(self, home: Path, run: str, clock: Callable[[], float] = time.time) -> None:
+        self.folder = home / "runs" / run
+        self._clock = clock
+        with full_disk("the record of the run cannot be written"):
+            (self.folder / "logs").mkdir(parents=True)
+            self._journal = (self.folder / "journal.jsonl").open("a", encoding="utf-8")
+
+    def __call__(self, fact: Fact) -> None:
+        """Append one fact."""
+        with full_disk("the record of the run cannot be written"):
+            if isinstance(fact, LogWritten):
+                with (self.folder / "logs" / f"{fact.call}.log").open("ab") as log:
+                    log.write(fact.data)
+                return
+            line = {"fact": type(fact).__name__, "at": round(self._clock(), 3), **asdict(fact)}
+            self._journal.write(json.dumps(line, separators=(",", ":")) + "\n")
+            self._journal.flush()
+
+    def close(self) -> None:
+        """Close the journal."""
+        self._journal.close()
+
+
+@dataclass(kw_only=True)
+class CallView:
+    """One call as its record tells it. status: waiting, running, succeeded, failed or cancelled."""
+
+    id: str
+    parent: str | None
+    task: str
+    environment: str
+    key: str
+    python: str
+    status: str = "waiting"
+    seconds: float = 0.0
+    attempts: int = 0
+    container: str | None = None
+    value: dict[str, Any] | None = None
+    preview: dict[str, Any] | None = None
+    error: dict[str, Any] | None = None
+    evidence: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(kw_only=True)
+class RunView:
+    """One run as its record tells it. status: running, interrupted, succeeded, failed or cancelled."""
+
+    id: str
+    folder: Path
+    workflow: str = ""
+    runtime: str = ""
+    root: str = ""
+    status: str = "running"
+    started: float = 0.0
+    seconds: float = 0.0
+    environments: dict[str, dict[str, Any]] = field(default_factory=dict)
+    calls: dict[str, CallView] = field(default_factory=dict)
+
+    @property
+    def root_call(self) -> CallView | None:
+        """The call that the user made."""
+        return next((call for call in self.calls.values() if call.parent is None), None)
+
+    @property
+    def outputs(self) -> Path:
+        """Where the files of the result are."""
+        return self.folder / "outputs"
+
+
+def read_run(home: Path, run: str) -> RunView:
+    """The run with this id, or whose id starts or ends like this, or the `last` one; raises `UsageError`."""
+    names = run_ids(home)
+    if run == "last" and names:
+        return _read(home / "runs" / names[-1])
+    found = [name for name in names if name == run] or [n for n in names if n.startswith(run) or n.endswith(run)]
+    if len(found) != 1:
+        raise UsageError(
+            f"there is no run `{run}`" if not found else f"`{run}` is the name of several runs: {', '.join(found)}",
+            hint="`run-local runs` lists them; `last` is the newest",
+        )
+    return _read(home / "runs" / found[0])
+
+
+def run_ids(home: Path) -> list[str]:
+    """The ids of all runs, oldest first."""
+    folder = home / "runs"
+    return sorted(path.name for path in folder.iterdir() if _RUN_ID.match(path.name)) if folder.exists() else []
+
+
+def _read(folder: Path) -> RunView:
+    view = RunView(id=folder.name, folder=folder)
+    for line in _lines(folder / "journal.jsonl"):
+        fold = _FOLDS.get(line.pop("fact"))
+        if fold:
+            fold(view, line)
+    return view
+
+
+def _lines(journal: Path) -> Iterator[dict[str, Any]]:
+    if not journal.exists():
+        return
+    for line in journal.read_text(encoding="utf-8").splitlines():
+        try:
+            yield json.loads(line)
+        except ValueError:
+            return  # the torn tail of a run that was killed; nothing after it can be trusted
+
+
+def _run_started(view: RunView, fact: dict[str, Any]) -> None:
+    view.workflow, view.runtime, view.root, view.started = fact["workflow"], fact["runtime"], fact["root"], fact["at"]
+
+
+def _environment_ready(view: RunView, fact: dict[str, Any]) -> None:
+    view.environments[fact["environment"]] = fact
+
+
+def _call_submitted(view: RunView, fact: dict[str, Any]) -> None:
+    made = view.environments.get(fact["environment"], {})
+    view.calls[fact["call"]] = CallView(
+        id=fact["call"],
+        parent=fact["parent"],
+        task=fact["task"],
+        environment=fact["environment"],
+        key=made.get("key", ""),
+        python=made.get("python", ""),
+    )
+
+
+def _attempt_started(view: RunView, fact: dict[str, Any]) -> None:
+    call = view.calls[fact["call"]]
+    call.status, call.attempts, call.container = "running", fact["attempt"], fact["container"]
+
+
+def _attempt_ended(view: RunView, fact: dict[str, Any]) -> None:
+    call = view.calls[fact["call"]]
+    call.seconds = round(call.seconds + fact["seconds"], 3)
+    call.evidence = {"outcome": fact["outcome"], **fact["evidence"]}
+
+
+def _call_ended(view: RunView, fact: dict[str, Any]) -> None:
+    call = view.calls[fact["call"]]
+    call.status, call.value, call.preview, call.error = fact["status"], fact["value"], fact["preview"], fact["error"]
+
+
+def _run_ended(view: RunView, fact: dict[str, Any]) -> None:
+    view.status, view.seconds = fact["status"], fact["seconds"]
+
+
+_FOLDS: dict[str, Callable[[RunView, dict[str, Any]], None]] = {
+    "RunStarted": _run_started,
+    "EnvironmentReady": _environment_ready,
+    "CallSubmitted": _call_submitted,
+    "AttemptStarted": _attempt_started,
+    "AttemptEnded": _attempt_ended,
+    "CallEnded": _call_ended,
+    "RunEnded": _run_ended,
+}

@@ -1,0 +1,85 @@
+"""The project's source as it was when the run began, so that an edit during the run changes nothing.
+
+Snapshots are kept by content: the same source is copied once. Hidden files, virtual environments, conda prefixes and
+caches stay out; large data does not belong into the source and is refused by name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from executor.data.store import full_disk
+from executor.errors import ProjectError
+
+MOST_BYTES = 256 * 2**20
+
+_LEFT_OUT = frozenset({"__pycache__", "node_modules", "site-packages", "build", "dist"})
+_MARKS_OF_AN_ENVIRONMENT = ("pyvenv.cfg", "conda-meta")
+
+
+def take_snapshot(root: Path, home: Path) -> Path:
+    """A read-only copy of the project's source under `home/snapshots/<digest>`."""
+    files = sorted(_source_files(root, home))
+    _refuse_large(root, files)
+    digest = hashlib.sha256()
+    for path in files:
+        content = hashlib.sha256(path.read_bytes()).digest()
+        digest.update(os.fsencode(path.relative_to(root)) + b"\0" + content)
+    target = home / "snapshots" / digest.hexdigest()[:32]
+    if not target.exists():
+        with full_disk("the source of the workflow cannot be copied"):
+            _copy(root, files, target)
+    return target
+
+
+def _source_files(root: Path, home: Path) -> Iterator[Path]:
+    for folder, names, files in os.walk(root):
+        here = Path(folder)
+        names[:] = [
+            name
+            for name in names
+            if not name.startswith(".")
+            and not name.endswith(".egg-info")
+            and name not in _LEFT_OUT
+            and here / name != home
+            and not any((here / name / mark).exists() for mark in _MARKS_OF_AN_ENVIRONMENT)
+        ]
+        for name in files:
+            path = here / name
+            if not name.startswith(".") and path.is_file():
+                yield path
+
+
+def _refuse_large(root: Path, files: list[Path]) -> None:
+    sizes = {path: path.stat().st_size for path in files}
+    if sum(sizes.values()) <= MOST_BYTES:
+        return
+    largest = sorted(files, key=lambda path: -sizes[path])[:5]
+    raise ProjectError(
+        f"the source of the project holds {sum(sizes.values()) / 2**20:.0f} MiB, more than {MOST_BYTES // 2**20} MiB",
+        why="the largest: "
+        + ", ".join(f"{path.relative_to(root)} ({sizes[path] / 2**20:.0f} MiB)" for path in largest),
+        hint=f"move data out of `{root}`, or into a hidden folder, and pass it to the workflow as a path",
+    )
+
+
+def _copy(root: Path, files: list[Path], target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix="half-"))
+    try:
+        for path in files:
+            copy = temporary / path.relative_to(root)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, copy)
+            copy.chmod(0o755 if os.access(path, os.X_OK) else 0o644)
+        for folder, _, _ in os.walk(temporary):
+            Path(folder).chmod(0o755)
+        if not target.exists():
+            temporary.rename(target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

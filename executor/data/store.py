@@ -1,0 +1,200 @@
+"""Values and files by content: `store/sha256/<2>/<64>`, written once, never changed.
+
+The store moves bytes and never opens a value. What a task left in its folder of outputs is taken only as a regular file
+directly in that folder; a link, a pipe or a device there is refused, so a task cannot make the host read anything else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+import re
+import shutil
+import stat
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from executor.errors import MachineError, RunLocalError
+from executor.worker.protocol import INLINE_BYTES
+
+_OUTPUT_NAME = re.compile(r"^v[0-9]{1,9}$")
+_CHUNK = 2**20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileRef:
+    """A file that belongs to a value: its content and the name it had. `key` names it in inputs made by the host."""
+
+    sha256: str
+    size: int
+    name: str
+    key: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ValueRef:
+    """A committed value: its payload and the files attached to it."""
+
+    sha256: str
+    size: int
+    type: str = ""
+    files: tuple[FileRef, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data, for the record."""
+        return asdict(self)
+
+
+class ValueRefused(RunLocalError):
+    """What a task handed over is not a value."""
+
+
+class Store:
+    """The store of one RUN_LOCAL_HOME. Safe for several processes: every write is a rename of a finished file."""
+
+    def __init__(self, home: Path) -> None:
+        self._root = home / "store" / "sha256"
+        self._incoming = home / "tmp"
+        with full_disk("the store cannot be written"):
+            self._root.mkdir(parents=True, exist_ok=True)
+            self._incoming.mkdir(parents=True, exist_ok=True)
+
+    def path(self, sha256: str) -> Path:
+        """Where the content with this digest lies, or would lie."""
+        return self._root / sha256[:2] / sha256
+
+    def put_bytes(self, data: bytes) -> str:
+        """Commit bytes; answers with their digest."""
+        digest = hashlib.sha256(data).hexdigest()
+        if not self.path(digest).exists():
+            with full_disk("a value cannot be stored"), self._new() as (file, temporary):
+                file.write(data)
+                file.close()
+                self._commit(temporary, digest)
+        return digest
+
+    def put_file(self, source: Path, key: str) -> FileRef:
+        """Commit a copy of one of the user's files."""
+        with full_disk(f"`{source}` cannot be copied into the store"), self._new() as (file, temporary):
+            with source.open("rb") as original:
+                shutil.copyfileobj(original, file, _CHUNK)
+            file.close()
+            digest, size = _digest(temporary)
+            self._commit(temporary, digest)
+        return FileRef(sha256=digest, size=size, name=source.name, key=key)
+
+    def take(self, place: Mapping[str, Any], body: bytes, outputs: Path, given: Mapping[str, FileRef]) -> ValueRef:
+        """Commit the value that a task left at a place on the wire (see `worker.payload`); raises `ValueRefused`.
+
+        outputs: the folder that the task wrote to; given: what it was itself given, by its name in the inputs
+        """
+        try:
+            name, files = place["name"], place["files"]
+            sha256, size = (self.put_bytes(body), len(body)) if name is None else self._adopt(outputs, name)
+            taken = tuple(self._take_file(each, outputs, given) for each in files)
+            return ValueRef(sha256=sha256, size=size, type=str(place.get("type", ""))[:200], files=taken)
+        except (KeyError, TypeError, AttributeError) as exc:
+            raise ValueRefused("a task handed over something that is no value", why=repr(exc)) from exc
+
+    def place(self, value: ValueRef, inputs: Path) -> tuple[dict[str, Any], bytes]:
+        """Put a value where a task finds it: its place on the wire, and the frame's body."""
+        place: dict[str, Any] = {"size": value.size, "name": None, "type": value.type, "files": []}
+        body = b""
+        if value.size <= INLINE_BYTES:
+            body = self.path(value.sha256).read_bytes()
+        else:
+            place["name"] = value.sha256
+            self._link(value.sha256, inputs / value.sha256)
+        for number, file in enumerate(value.files):
+            at = f"{file.sha256[:16]}-{number}/{file.name}"
+            (inputs / at).parent.mkdir(exist_ok=True)
+            self._link(file.sha256, inputs / at)
+            place["files"].append({"name": file.name, "at": at, "key": file.key})
+        return place, body
+
+    def export(self, file: FileRef, folder: Path) -> Path:
+        """Copy a file of a value into a folder of the user's, under a name that is still free there."""
+        folder.mkdir(parents=True, exist_ok=True)
+        target = folder / file.name
+        count = 1
+        while target.exists():
+            count += 1
+            target = folder / f"{Path(file.name).stem}-{count}{Path(file.name).suffix}"
+        with full_disk(f"`{target}` cannot be written"):
+            shutil.copyfile(self.path(file.sha256), target)
+        return target
+
+    # -- inside --------------------------------------------------------------------------------------------------------
+
+    def _take_file(self, each: Mapping[str, str], outputs: Path, given: Mapping[str, FileRef]) -> FileRef:
+        name = Path(each["name"]).name or "file"
+        if "given" in each:
+            original = given.get(each["given"])
+            if original is None:
+                raise ValueRefused(f"a task handed on `{name}`, which it was not given")
+            return FileRef(sha256=original.sha256, size=original.size, name=name)
+        sha256, size = self._adopt(outputs, each["at"])
+        return FileRef(sha256=sha256, size=size, name=name)
+
+    def _adopt(self, outputs: Path, name: str) -> tuple[str, int]:
+        """Make a file of the task's ours, and commit it: its digest and size."""
+        if not _OUTPUT_NAME.match(name):
+            raise ValueRefused(f"a task named its output `{name[:80]}`, which no output is called")
+        source = outputs / name
+        mode = os.lstat(source).st_mode
+        if not stat.S_ISREG(mode):
+            raise ValueRefused(f"the output `{name}` of a task is not a regular file")
+        with full_disk("a value cannot be stored"), self._new() as (file, temporary):
+            file.close()
+            source.replace(temporary)
+            if not stat.S_ISREG(os.lstat(temporary).st_mode):
+                raise ValueRefused(f"the output `{name}` of a task is not a regular file")
+            os.chown(temporary, os.getuid(), os.getgid(), follow_symlinks=False)
+            temporary.chmod(0o644)
+            digest, size = _digest(temporary)
+            self._commit(temporary, digest)
+        return digest, size
+
+    @contextlib.contextmanager
+    def _new(self) -> Iterator[tuple[Any, Path]]:
+        with tempfile.NamedTemporaryFile(dir=self._incoming, prefix="value-", delete=False) as file:
+            temporary = Path(file.name)
+            try:
+                yield file, temporary
+            finally:
+                temporary.unlink(missing_ok=True)
+
+    def _commit(self, temporary: Path, digest: str) -> None:
+        target = self.path(digest)
+        target.parent.mkdir(exist_ok=True)
+        temporary.chmod(0o644)  # a container reads it as another user
+        temporary.replace(target)
+
+    def _link(self, sha256: str, target: Path) -> None:
+        with contextlib.suppress(FileExistsError):
+            os.link(self.path(sha256), target)
+
+
+def _digest(path: Path) -> tuple[str, int]:
+    with path.open("rb") as file:
+        hasher = hashlib.sha256()
+        size = 0
+        while chunk := file.read(_CHUNK):
+            hasher.update(chunk)
+            size += len(chunk)
+    return hasher.hexdigest(), size
+
+
+@contextlib.contextmanager
+def full_disk(doing: str) -> Iterator[None]:
+    """Raise what the file system refuses as `MachineError`, saying what we were doing when it did."""
+    try:
+        yield
+    except OSError as exc:
+        hint = "make room, or set RUN_LOCAL_HOME to a folder on a larger disk" if exc.errno == errno.ENOSPC else ""
+        raise MachineError(doing, why=f"{exc.strerror}: {exc.filename or ''}".rstrip(": "), hint=hint) from exc

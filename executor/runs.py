@@ -1,0 +1,189 @@
+"""One run from its description to its record: build what it needs, then let the engine run it.
+
+    describe → environments → snapshot → inputs → engine → outputs
+
+This is what `run-local WORKFLOW` calls once its command line is parsed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import secrets
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from executor import dockerd, environments, machine
+from executor.data.records import Record, RunView, read_run
+from executor.data.snapshot import take_snapshot
+from executor.data.store import FileRef, Store, ValueRef
+from executor.engine import Engine, Listener, Plan
+from executor.environments import Built, Progress
+from executor.errors import MachineError
+from executor.events import EnvironmentReady, Fact, RunEnded, RunStarted
+from executor.manifest import Manifest, TaskEntry
+from executor.runtimes import Runtime
+from executor.runtimes.docker import DockerRuntime
+from executor.runtimes.library import worker_library
+from executor.runtimes.process import ProcessRuntime
+from executor.scheduling.state import Machine
+from executor.worker.payload import dump_json
+
+RuntimeName = Literal["docker", "process"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What to run: a described task, its inputs as JSON, and the user's files that they name (`{"$file": key}`)."""
+
+    manifest: Manifest
+    task: TaskEntry
+    inputs: Mapping[str, Any]
+    files: Mapping[str, Path]
+    runtime: RuntimeName
+    home: Path
+
+
+def choose_runtime(wanted: str) -> tuple[RuntimeName, str]:
+    """The runtime for `auto`, `docker` or `process`, and what is to be said about the choice."""
+    if wanted == "process":
+        return "process", ""
+    try:
+        dockerd.connect().close()
+    except MachineError as exc:
+        if wanted == "docker":
+            raise
+        return "process", f"{exc.what}: tasks run as isolated processes (`--runtime docker` insists on containers)"
+    return "docker", ""
+
+
+def run_workflow(request: Request, listen: Listener, progress: Progress) -> RunView:
+    """Run a workflow to its end and answer with what its record says; every slot is gone afterwards.
+
+    Raises `EnvironmentFailed` or `MachineError` where it cannot begin. A task that fails is no exception here: the view
+    says `failed`.
+    """
+    home, run = request.home, time.strftime("%Y%m%d-%H%M%S-") + secrets.token_hex(2)
+    store = Store(home)
+    record = Record(home, run)
+
+    def tell(fact: Fact) -> None:
+        record(fact)
+        listen(fact)
+
+    with contextlib.closing(record), _lease(record.folder) as lease:
+        tell(RunStarted(run=run, workflow=request.task.name, runtime=request.runtime, root=request.manifest.root))
+        try:
+            built = _build(request, tell, progress)
+            plan = Plan(
+                run=run,
+                manifest=request.manifest,
+                task=request.task,
+                inputs=_store_inputs(store, request),
+                built=built,
+                project=take_snapshot(Path(request.manifest.root), home),
+                library=worker_library(home),
+                folder=record.folder,
+                lease=lease,
+                machine=Machine(cpus=machine.cores(), memory_bytes=machine.memory_bytes()),
+            )
+        except BaseException as exc:
+            tell(RunEnded(status="cancelled" if isinstance(exc, KeyboardInterrupt) else "failed", seconds=0.0))
+            raise
+        asyncio.run(_run(plan, request, store, tell))
+    view = read_run(home, run)
+    _export(store, view)
+    return view
+
+
+def result_document(view: RunView) -> Any:
+    """The result as JSON, files as paths in the run's outputs; a text of it where it has no JSON form."""
+    call = view.root_call
+    if call is None or call.preview is None:
+        return None
+    if "json" not in call.preview:
+        return call.preview["text"]
+    names = _exported_names(call.value or {})
+
+    def resolve(doc: Any) -> Any:
+        if isinstance(doc, dict):
+            if set(doc) == {"$file"}:
+                return str(view.outputs / names[doc["$file"]])
+            return {key: resolve(each) for key, each in doc.items()}
+        return [resolve(each) for each in doc] if isinstance(doc, list) else doc
+
+    return resolve(call.preview["json"])
+
+
+async def _run(plan: Plan, request: Request, store: Store, tell: Listener) -> None:
+    runtime: Runtime = ProcessRuntime(request.home) if request.runtime == "process" else _docker(request, plan)
+    await Engine(plan, runtime, store, tell).run()
+
+
+def _docker(request: Request, plan: Plan) -> Runtime:
+    return DockerRuntime(request.home, plan.run)
+
+
+def _build(request: Request, tell: Listener, progress: Progress) -> dict[str, Built]:
+    """Lock and build every environment that the root call can reach, dependencies first."""
+    built = {}
+    for name in request.manifest.reachable(request.task.environment):
+        began = time.monotonic()
+        made = environments.build(request.manifest, name, runtime=request.runtime, home=request.home, progress=progress)
+        built[name] = made
+        seconds = round(time.monotonic() - began, 3)
+        tell(EnvironmentReady(environment=name, key=made.key, python=made.python, seconds=seconds))
+    return built
+
+
+def _store_inputs(store: Store, request: Request) -> ValueRef:
+    files: tuple[FileRef, ...] = tuple(store.put_file(path, key) for key, path in request.files.items())
+    payload = dump_json(dict(request.inputs))
+    return ValueRef(sha256=store.put_bytes(payload), size=len(payload), type="inputs", files=files)
+
+
+@contextlib.contextmanager
+def _lease(folder: Path) -> Iterator[Path]:
+    """A lock that this process holds for as long as it lives; whoever can take it knows that we are gone."""
+    lease = folder / "lease"
+    with lease.open("wb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            yield lease
+        finally:
+            lease.unlink(missing_ok=True)
+
+
+def _export(store: Store, view: RunView) -> None:
+    """Copy the files of the result to the run's outputs."""
+    call = view.root_call
+    if call is None or call.value is None:
+        return
+    for file, name in zip(call.value["files"], _exported_names(call.value), strict=True):
+        store.export(FileRef(**{**file, "name": name}), view.outputs)
+
+
+def _exported_names(value: Mapping[str, Any]) -> list[str]:
+    """A name of its own in the outputs for each file of a value."""
+    names: list[str] = []
+    for file in value.get("files", ()):
+        name, count = str(file["name"]), 1
+        while name in names:
+            count += 1
+            name = f"{Path(file['name']).stem}-{count}{Path(file['name']).suffix}"
+        names.append(name)
+    return names
+
+
+def remove_dead(home: Path) -> None:
+    """Remove what runs that were killed left in their folders; their records stay."""
+    for lease in home.glob("runs/*/lease"):
+        with lease.open("rb") as file, contextlib.suppress(BlockingIOError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(lease.parent / "slots", ignore_errors=True)
+            lease.unlink(missing_ok=True)

@@ -1,0 +1,60 @@
+"""Where attempts run: a runtime starts slots, a slot serves attempts one after the other.
+
+    Launch ──► Runtime.start ──► Slot ⇄ frames ⇄ agent (PID 1 of the slot)
+
+Both runtimes start the same agent and speak the same protocol with it; what differs is what stands between the agent
+and this machine. A slot is gone, with everything that ever ran in it, as soon as its socket closes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from executor.manifest import Shape
+from executor.runtimes.slot import Slot
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Launch:
+    """What a slot is made of.
+
+    run, number:  name the slot
+    environment:  the name of its environment; image or prefix is what it was built into
+    project:      the snapshot of the source; import_roots are folders in it
+    library:      the folder with run-local's own code for containers
+    folder:       the slot's own folder on this machine, made by the runtime
+    lease:        a file that our process holds locked for as long as it lives
+    """
+
+    run: str
+    number: int
+    environment: str
+    key: str
+    image: str | None
+    prefix: Path | None
+    shape: Shape
+    project: Path
+    import_roots: tuple[str, ...]
+    library: Path
+    folder: Path
+    lease: Path
+
+
+class Runtime(Protocol):
+    """Starts slots. Raises nothing but `MachineError`; everything it started is gone after `close`."""
+
+    name: str
+
+    async def start(self, launch: Launch) -> Slot:
+        """Start a slot and wait until its agent has said HELLO and what was asked for is in force."""
+        ...
+
+    async def stop(self, slot: Slot) -> None:
+        """End a slot and whatever runs in it; return when it is gone. Stopping twice is fine."""
+        ...
+
+    async def close(self) -> None:
+        """End everything that this runtime started, and return when it is gone."""
+        ...

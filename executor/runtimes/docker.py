@@ -1,0 +1,282 @@
+"""Slots as containers of the Docker engine, hardened from the start.
+
+`plan` is the one list of all that we ask of the engine for a slot. The agent is PID 1 in there and says in its HELLO
+what is really in force; a promise that the engine did not keep refuses the slot. A container ends when its socket
+closes, and the engine then removes it, so nothing is left even when run-local is killed outright. What was created and
+never started before such a death has a lease that nobody holds any more, and is removed when the next run begins.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import json
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeVar
+
+from executor import dockerd
+from executor.errors import MachineError
+from executor.runtimes import Launch
+from executor.runtimes.slot import Door, Slot, agent_config, common_variables, make_folders
+
+NOBODY = 65534
+LIBRARY, CONTROL, INPUTS, TASK, PROJECT = "/run-local/lib", "/run-local/ctl", "/run-local/in", "/task", "/project"
+PYTHON = "/opt/env/bin/python"
+
+T = TypeVar("T")
+
+_PIDS = 4096
+_ENGINE_CALLS_AT_ONCE = 8
+_DIES_S = 5.0
+_REMOVED_S = 10.0
+
+
+def task_user() -> tuple[int, int]:
+    """Who tasks run as: the user who called us; for root, nobody, because a task is never root."""
+    return (os.getuid(), os.getgid()) if os.getuid() else (NOBODY, NOBODY)
+
+
+def plan(launch: Launch, door: Door) -> dict[str, Any]:
+    """The arguments of `create_container`, `host_config` apart: all that we ask of the engine for a slot."""
+    config = agent_config(
+        door=door,
+        socket=f"{CONTROL}/s",
+        inputs=INPUTS,
+        task=TASK,
+        scratch=["/tmp", "/dev/shm"],  # noqa: S108  in the container both are private
+        project=PROJECT,
+        import_roots=launch.import_roots,
+        environment=launch.environment,
+        isolation="container",
+    )
+    config["make"] = ["/tmp/home"]  # noqa: S108
+    uid, gid = task_user()
+    return {
+        "image": launch.image,
+        "name": f"run-local-{launch.run}-{launch.number}",
+        "entrypoint": [],
+        "command": [PYTHON, "-I", "-S", LIBRARY, json.dumps(config)],
+        "user": f"{uid}:{gid}",
+        "working_dir": f"{TASK}/work",
+        "hostname": "task",
+        "stop_signal": "SIGKILL",
+        "healthcheck": {"test": ["NONE"]},
+        "environment": task_environment(launch),
+        "labels": {
+            dockerd.LABEL: "slot",
+            f"{dockerd.LABEL}.run": launch.run,
+            f"{dockerd.LABEL}.lease": str(launch.lease),
+            f"{dockerd.LABEL}.environment": launch.environment,
+            f"{dockerd.LABEL}.key": launch.key,
+        },
+        "host_config": _plan_host(launch, door),
+    }
+
+
+def task_environment(launch: Launch) -> dict[str, str]:
+    """The variables that every task finds. No secret ever goes in here: the engine shows them to whoever may ask."""
+    return {
+        **common_variables(launch.shape),
+        "HOME": "/tmp/home",  # noqa: S108
+        "TMPDIR": "/tmp",  # noqa: S108
+        "NVIDIA_VISIBLE_DEVICES": "void",
+    }
+
+
+def _plan_host(launch: Launch, door: Door) -> dict[str, Any]:
+    shape = launch.shape
+    memory = shape.memory_limit_bytes
+    return {
+        "network_mode": "bridge",
+        "read_only": True,
+        "cap_drop": ["ALL"],
+        "security_opt": ["no-new-privileges"],
+        "pids_limit": _PIDS,
+        "mem_limit": memory,
+        "memswap_limit": memory,
+        "nano_cpus": int(shape.cpus_limit * 1e9),
+        "init": False,
+        "auto_remove": True,
+        "oom_score_adj": 500,
+        "ipc_mode": "private",
+        "shm_size": shape.shm_bytes or (memory or 4 * 2**30) // 4,
+        "tmpfs": {"/tmp": f"rw,exec,nosuid,nodev,mode=1777,size={(memory or 4 * 2**30) // 2}"},  # noqa: S108
+        "ulimits": [{"Name": "core", "Soft": 0, "Hard": 0}],
+        "log_config": {"type": "none", "config": {}},
+        "mounts": [
+            dockerd.bind(launch.library, LIBRARY),
+            dockerd.bind(door.folder, CONTROL),
+            dockerd.bind(launch.project, PROJECT),
+            dockerd.bind(launch.folder / "inputs", INPUTS),
+            dockerd.bind(launch.folder / "task", TASK, writable=True),
+        ],
+    }
+
+
+def broken_promises(launch: Launch, hello: dict[str, Any]) -> list[str]:
+    """What the engine was asked for and the agent does not see in force."""
+    uid, gid = task_user()
+    memory = launch.shape.memory_limit_bytes
+    promises = [
+        (hello["pid"] == 1, "the agent is not PID 1"),
+        ((hello["uid"], hello["gid"]) == (uid, gid), f"tasks run as {hello['uid']}:{hello['gid']}, not {uid}:{gid}"),
+        (hello["capabilities"] == 0, "capabilities were not dropped"),
+        (hello["no_new_privileges"], "`no-new-privileges` is not in force"),
+        (not hello["root_writable"], "the root file system is writable"),
+        (memory is None or hello["memory_limit_bytes"] == memory, "the memory limit is not in force"),
+    ]
+    return [text for kept, text in promises if not kept]
+
+
+class DockerRuntime:
+    """Starts slots as containers; `Runtime` says what is promised."""
+
+    name = "docker"
+
+    def __init__(self, home: Path, run: str) -> None:
+        self._home = home
+        self._api = dockerd.connect().api
+        self._threads = ThreadPoolExecutor(_ENGINE_CALLS_AT_ONCE, thread_name_prefix="docker")
+        self._containers: dict[str, _Container] = {}
+        self._remove_dead()
+        self._watch = dockerd.Watch(self._api, f"{dockerd.LABEL}.run={run}", self._notice)
+
+    async def start(self, launch: Launch) -> Slot:
+        """Create and start a container, and wait for its agent."""
+        make_folders(launch.folder, task_user())
+        door = Door(self._home)
+        asked = plan(launch, door)
+        container = None
+        try:
+            await door.open()
+            container = await self._make(launch.environment, asked)
+            await self._ask(self._start, launch.environment, container.id)
+            hello, line = await door.wait_hello(container.died.wait(), lambda: self._ask(self._run_to_its_end, asked))
+        except BaseException:
+            door.close()
+            if container:
+                await self._ask(self._force_removal, container.id)
+                self._containers.pop(container.id, None)
+            raise
+        slot = Slot(launch.folder, hello, container.id[:12], line)
+        broken = broken_promises(launch, hello)
+        if broken:
+            await self.stop(slot)
+            raise MachineError(
+                f"a container of `{launch.environment}` was refused",
+                why="the engine did not keep what it was asked for: " + "; ".join(broken),
+                hint="`run-local doctor` shows what this engine can do; `--runtime process` does without it",
+            )
+        return slot
+
+    async def stop(self, slot: Slot) -> None:
+        """Hang up, and wait until the engine has removed the container."""
+        slot.hang_up()
+        for container in list(self._containers.values()):
+            if container.id[:12] == slot.container:
+                await self._remove(container)
+
+    async def close(self) -> None:
+        """Remove every container that is left."""
+        await asyncio.gather(*(self._remove(container) for container in list(self._containers.values())))
+        self._watch.close()
+        self._threads.shutdown()
+        self._api.close()
+
+    # -- the engine ----------------------------------------------------------------------------------------------------
+
+    async def _ask(self, call: Callable[..., T], *args: Any) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, call, *args)
+
+    async def _make(self, environment: str, asked: dict[str, Any]) -> _Container:
+        """Create a container; when cancelled meanwhile, wait for its id all the same, and remove it."""
+        creating = asyncio.ensure_future(self._ask(self._create, environment, asked))
+        try:
+            container = _Container(await asyncio.shield(creating))
+        except asyncio.CancelledError:
+            await self._ask(self._force_removal, await creating)
+            raise
+        self._containers[container.id] = container
+        return container
+
+    def _notice(self, container: str, event: str) -> None:
+        """Take note of an event of the engine, on the loop's thread; of all containers when the engine is gone."""
+        known = [self._containers[container]] if container in self._containers else []
+        for each in known or ([] if container else list(self._containers.values())):
+            each.died.set()
+            if event != "die":
+                each.removed.set()
+
+    def _create(self, environment: str, asked: dict[str, Any]) -> str:
+        with dockerd.translated(f"a container of `{environment}` could not be made"):
+            host = self._api.create_host_config(**asked["host_config"])
+            made: str = self._api.create_container(**{**asked, "host_config": host})["Id"]
+            return made
+
+    def _start(self, environment: str, container: str) -> None:
+        with dockerd.translated(f"a container of `{environment}` could not be started"):
+            self._api.start(container)
+
+    async def _remove(self, container: _Container) -> None:
+        """See a container gone: by itself, since its agent ends when its socket closes, or else by force."""
+        try:
+            await asyncio.wait_for(container.died.wait(), _DIES_S)
+            await asyncio.wait_for(container.removed.wait(), _REMOVED_S)
+        except TimeoutError:
+            await self._ask(self._force_removal, container.id)
+        self._containers.pop(container.id, None)
+
+    def _force_removal(self, container: str) -> None:
+        with contextlib.suppress(MachineError), dockerd.translated("a container could not be removed"):
+            self._api.remove_container(container, force=True, v=True)
+
+    def _run_to_its_end(self, asked: dict[str, Any]) -> str:
+        """Why an agent did not come up: start the same once more, and read what it prints."""
+        host = {**asked["host_config"], "auto_remove": False, "log_config": {"type": "json-file", "config": {}}}
+        container = ""
+        try:
+            container = self._create("diagnosis", {**asked, "name": asked["name"] + "-why", "host_config": host})
+            with dockerd.translated("its second start failed, too"):
+                self._api.start(container)
+                self._api.wait(container, timeout=_REMOVED_S)
+                text: str = self._api.logs(container).decode(errors="replace")[-2000:]
+        except MachineError as exc:
+            text = str(exc)
+        finally:
+            if container:
+                self._force_removal(container)
+        return text.strip()
+
+    def _remove_dead(self) -> None:
+        """Remove containers whose run-local is gone: those whose lease nobody holds."""
+        with dockerd.translated("containers could not be listed"):
+            found = self._api.containers(all=True, filters={"label": f"{dockerd.LABEL}=slot"})
+        for each in found:
+            lease = each["Labels"].get(f"{dockerd.LABEL}.lease", "")
+            if lease and not lease_is_held(Path(lease)):
+                self._force_removal(each["Id"])
+
+
+class _Container:
+    """A container of ours, and what the engine's events said of it."""
+
+    def __init__(self, id: str) -> None:
+        self.id = id
+        self.died = asyncio.Event()
+        self.removed = asyncio.Event()
+
+
+def lease_is_held(lease: Path) -> bool:
+    """Whether the process that took this lease still lives; a missing file is a lease given back."""
+    try:
+        with lease.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        pass
+    return False

@@ -1,0 +1,205 @@
+"""The host's end of a slot: its folders, its socket, and the frames that go through it.
+
+<folder>/inputs        what attempts are given; read-only in the container
+<folder>/task/outputs  what attempts hand over
+<folder>/task/work     where attempts run
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import secrets
+import shutil
+import tempfile
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+from executor.errors import MachineError
+from executor.manifest import Shape
+from executor.worker.protocol import VERSION, Frame, FrameReader, ProtocolError, encode
+
+_CHUNK = 256 * 2**10
+_HELLO_S = 30.0
+_LONGEST_SOCKET_PATH = 100
+
+
+class Slot:
+    """A live agent and the line to it."""
+
+    def __init__(self, folder: Path, hello: dict[str, Any], container: str | None, line: Line) -> None:
+        self.folder = folder
+        self.hello = hello
+        self.container = container
+        self._line = line
+
+    @property
+    def inputs(self) -> Path:
+        """Where to put files for the agent's attempts."""
+        return self.folder / "inputs"
+
+    @property
+    def outputs(self) -> Path:
+        """Where attempts leave files for us."""
+        return self.folder / "task" / "outputs"
+
+    def send(self, header: dict[str, Any], body: bytes = b"") -> None:
+        """Send a frame; one that cannot be sent any more is dropped: the next `receive` says that the agent is gone."""
+        self._line.send(header, body)
+
+    async def receive(self) -> Frame | None:
+        """The next frame of the agent; None when it is gone, or has said what no agent says."""
+        return await self._line.receive()
+
+    def hang_up(self) -> None:
+        """Close the line; the agent and everything under it then dies."""
+        self._line.close()
+
+
+class Line:
+    """One accepted connection, cut into frames."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader, self._writer = reader, writer
+        self._frames = FrameReader()
+        self._ready: list[Frame] = []
+
+    def send(self, header: dict[str, Any], body: bytes) -> None:
+        """Send a frame without waiting."""
+        if not self._writer.is_closing():
+            self._writer.write(encode(header, body))
+
+    async def receive(self) -> Frame | None:
+        """The next frame, or None."""
+        while not self._ready:
+            try:
+                data = await self._reader.read(_CHUNK)
+                self._ready.extend(self._frames.feed(data))
+            except (ConnectionError, ProtocolError):
+                data = b""
+            if not data:
+                self.close()
+                return None
+        return self._ready.pop(0)
+
+    def close(self) -> None:
+        """Close it; twice is fine."""
+        self._writer.close()
+
+
+class Door:
+    """The socket that a slot's agent connects to, once.
+
+    It lies in a folder of its own with a short path, because the path of a socket may hold about 100 bytes only.
+    Whoever connects must know the nonce, so no other process of this machine can pass for the agent.
+    """
+
+    def __init__(self, home: Path) -> None:
+        self.nonce = secrets.token_hex(16)
+        near = home / "sockets"
+        short = len(os.fsencode(near)) < _LONGEST_SOCKET_PATH - 16
+        if short:
+            near.mkdir(exist_ok=True)
+        self.folder = Path(tempfile.mkdtemp(dir=near if short else None, prefix="run-local-" if not short else ""))
+        self.folder.chmod(0o711)
+        self._arrived: asyncio.Future[Line] = asyncio.get_running_loop().create_future()
+        self._server: asyncio.Server | None = None
+
+    @property
+    def socket(self) -> Path:
+        """The path of the socket."""
+        return self.folder / "s"
+
+    async def open(self) -> None:
+        """Start to listen."""
+        self._server = await asyncio.start_unix_server(self._arrive, self.socket)
+        self.socket.chmod(0o666)
+
+    async def wait_hello(
+        self, gone: Awaitable[Any], why_gone: Callable[[], Awaitable[str]]
+    ) -> tuple[dict[str, Any], Line]:
+        """The agent's HELLO and the line to it. `gone` completes if its process ends before it could connect."""
+        ending = asyncio.ensure_future(gone)
+        try:
+            await asyncio.wait({self._arrived, ending}, timeout=_HELLO_S, return_when=asyncio.FIRST_COMPLETED)
+            if not self._arrived.done():
+                raise MachineError("a container did not start", why=await why_gone() or "its agent never answered")
+            line = self._arrived.result()
+            frame = await asyncio.wait_for(line.receive(), _HELLO_S)
+        except TimeoutError:
+            raise MachineError("a container did not start", why="its agent said nothing") from None
+        finally:
+            ending.cancel()
+            self.close()
+        hello = frame[0] if frame else {}
+        if hello.get("version") != VERSION or hello.pop("nonce", "") != self.nonce:
+            line.close()
+            raise MachineError("a container did not start", why="who answered is not its agent")
+        return hello, line
+
+    def close(self) -> None:
+        """Stop listening and remove the socket; the line that was accepted stays."""
+        if self._server:
+            self._server.close()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    async def _arrive(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        line = Line(reader, writer)
+        with contextlib.suppress(Exception):
+            if self._arrived.done():
+                line.close()
+            else:
+                self._arrived.set_result(line)
+
+
+def make_folders(folder: Path, owner: tuple[int, int]) -> None:
+    """Make a slot's folders, those that tasks write to owned by the user that they run as."""
+    for name in ("inputs", "task/outputs", "task/work", "task/tmp"):
+        (folder / name).mkdir(parents=True)
+    for name in ("task", "task/outputs", "task/work", "task/tmp"):
+        if owner != (os.getuid(), os.getgid()):
+            os.chown(folder / name, *owner)
+
+
+def common_variables(shape: Shape) -> dict[str, str]:
+    """The variables that every task finds; numerical libraries are told the share of the machine that is theirs."""
+    threads = str(max(1, int(shape.cpus_limit)))
+    return {
+        "USER": "task",
+        "LOGNAME": "task",
+        "LANG": "C.UTF-8",
+        "PYTHONDONTWRITEBYTECODE": "1",
+        **{f"{library}_NUM_THREADS": threads for library in ("OMP", "OPENBLAS", "MKL", "NUMEXPR")},
+    }
+
+
+def agent_config(
+    *,
+    door: Door,
+    socket: str,
+    inputs: str,
+    task: str,
+    scratch: list[str],
+    project: str,
+    import_roots: tuple[str, ...],
+    environment: str,
+    isolation: str,
+) -> dict[str, Any]:
+    """The configuration of an agent (see `worker.agent.Agent`), its paths being those that the agent will see."""
+    work = f"{task}/work"
+    return {
+        "socket": socket,
+        "nonce": door.nonce,
+        "inputs": inputs,
+        "outputs": f"{task}/outputs",
+        "work": work,
+        "private": [work, *scratch],
+        "scratch": [work, *scratch],
+        "make": [],
+        "project": project,
+        "roots": [project if root == "." else f"{project}/{root}" for root in import_roots],
+        "environment": environment,
+        "isolation": isolation,
+    }

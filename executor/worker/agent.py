@@ -1,0 +1,302 @@
+"""The agent: PID 1 of a slot. Talks to the host, forks one child per attempt, and leaves nothing of it behind.
+
+    host ⇄ socket ⇄ agent ⇄ socketpair ⇄ child
+                      ⇐ stdout, stderr of the child and of all that it starts
+
+It runs no user code, has no threads, and serves one attempt at a time. When the host's end of the socket closes, for
+whatever reason, the agent exits, and because it is PID 1 the kernel then kills everything that it ever started: that
+is what makes an orphaned container impossible. Where it cannot be PID 1 (the process runtime without user namespaces)
+it is a subreaper and kills its descendants by hand.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import selectors
+import shutil
+import signal
+import socket
+import sys
+import time
+from typing import Any, NoReturn
+
+from executor.version import VERSION as RUN_LOCAL_VERSION
+from executor.worker import child, kernel
+from executor.worker.protocol import VERSION, Frame, FrameReader, ProtocolError, encode
+
+_CHUNK = 64 * 2**10
+
+
+class _Attempt:
+    """The attempt that this agent serves now."""
+
+    def __init__(self, pid: int, channel: socket.socket, streams: dict[int, str], deadline: float | None) -> None:
+        self.pid = pid
+        self.channel = channel
+        self.reader = FrameReader()
+        self.streams = streams
+        self.deadline = deadline
+        self.killed_for = ""
+        self.reported = ""
+        self.status: int | None = None
+        self.usage: Any = None
+        self.oom_kills = kernel.oom_kills()
+
+
+class Agent:
+    """Serves attempts until the host goes away.
+
+    config: socket (path), inputs, outputs, work (cwd of attempts), scratch (folders emptied after each attempt),
+            roots (folders of the project on sys.path), environment (its name), isolation (how we were started)
+    """
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        self._config = config
+        self._host = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._host.settimeout(10)
+        self._host.connect(config["socket"])
+        self._host.settimeout(None)
+        self._from_host = FrameReader()
+        self._selector = selectors.DefaultSelector()
+        self._attempt: _Attempt | None = None
+        self._first = os.getpid() == 1
+        self._child_ended, writer = os.pipe()
+        for end in (self._child_ended, writer):
+            os.set_blocking(end, False)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+
+    def serve(self) -> NoReturn:
+        """Say HELLO, then serve until the host is gone."""
+        self._say({"kind": "HELLO", "version": VERSION, **self._facts()})
+        self._selector.register(self._host, selectors.EVENT_READ)
+        self._selector.register(self._child_ended, selectors.EVENT_READ)
+        while True:
+            for key, _ in self._selector.select(self._patience()):
+                self._take(key.fileobj)
+            if self._attempt and self._attempt.deadline is not None and time.monotonic() >= self._attempt.deadline:
+                self._kill("timeout")
+            if self._attempt and self._attempt.status is not None:
+                self._end(self._attempt)
+
+    def _facts(self) -> dict[str, Any]:
+        return {
+            **kernel.facts(),
+            "python": ".".join(map(str, sys.version_info[:3])),
+            "run_local": RUN_LOCAL_VERSION,
+            "isolation": self._config["isolation"],
+            "nonce": self._config["nonce"],
+        }
+
+    def _patience(self) -> float | None:
+        if self._attempt is None or self._attempt.deadline is None:
+            return None
+        return max(0.0, self._attempt.deadline - time.monotonic())
+
+    def _take(self, source: Any) -> None:
+        if source is self._host:
+            data = self._host.recv(_CHUNK)
+            if not data:
+                self._leave()
+            for frame in self._from_host.feed(data):
+                self._obey(frame)
+        elif source == self._child_ended:
+            os.read(self._child_ended, 4096)
+            self._reap()
+        elif self._attempt and source is self._attempt.channel:
+            self._relay(self._attempt)
+        elif self._attempt and source in self._attempt.streams:
+            self._log(self._attempt, source)
+
+    def _obey(self, frame: Frame) -> None:
+        header, body = frame
+        kind = header["kind"]
+        if kind == "TASK" and self._attempt is None:
+            self._start(header, body)
+        elif kind == "ANSWER" and self._attempt:
+            with contextlib.suppress(OSError):  # the child may just have ended
+                self._attempt.channel.sendall(encode(header, body))
+        elif kind == "CANCEL":
+            self._kill("cancelled")
+        elif kind != "ANSWER":
+            raise ProtocolError(f"the host sent {kind} out of turn")
+
+    def _start(self, header: dict[str, Any], body: bytes) -> None:
+        ours, theirs = socket.socketpair()
+        pipes = {name: os.pipe() for name in ("stdout", "stderr")}
+        pid = os.fork()
+        if pid == 0:
+            self._become_child(theirs, [pipes["stdout"][1], pipes["stderr"][1]], header, body)
+        theirs.close()
+        for _, writer in pipes.values():
+            os.close(writer)
+        timeout = header["timeout_s"]
+        deadline = None if timeout is None else time.monotonic() + timeout
+        self._attempt = _Attempt(pid, ours, {reader: name for name, (reader, _) in pipes.items()}, deadline)
+        self._selector.register(ours, selectors.EVENT_READ)
+        for stream in self._attempt.streams:
+            self._selector.register(stream, selectors.EVENT_READ)
+
+    def _become_child(
+        self, channel: socket.socket, outputs: list[int], header: dict[str, Any], body: bytes
+    ) -> NoReturn:
+        status = 70
+        try:
+            signal.set_wakeup_fd(-1)
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            os.setsid()
+            kernel.die_with_parent()
+            kernel.prefer_as_oom_victim()
+            for number, fd in enumerate(outputs, start=1):
+                os.dup2(fd, number)
+            os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+            self._host.close()
+            self._selector.close()
+            status = child.run(self._config, header, body, channel)
+        finally:
+            os._exit(status)
+
+    def _relay(self, attempt: _Attempt) -> None:
+        """Pass the child's frames up. It can lie about nothing but its own attempt, so only their kinds are checked."""
+        data = self._receive(attempt)
+        if not data:
+            self._forget(attempt.channel)
+            return
+        for header, body in attempt.reader.feed(data):
+            if header["kind"] not in ("CALL", "RESULT", "ERROR"):
+                raise ProtocolError(f"a task sent {header['kind']}")
+            if header["kind"] != "CALL":
+                attempt.reported = header["kind"]
+            self._say(header, body)
+
+    @staticmethod
+    def _receive(attempt: _Attempt) -> bytes:
+        try:
+            return attempt.channel.recv(_CHUNK)
+        except ConnectionError:
+            return b""
+
+    def _log(self, attempt: _Attempt, stream: int) -> None:
+        data = os.read(stream, _CHUNK)
+        if data:
+            self._say({"kind": "LOG", "stream": attempt.streams[stream]}, data)
+        else:
+            self._forget(stream)
+            os.close(stream)
+            del attempt.streams[stream]
+
+    def _forget(self, source: Any) -> None:
+        with contextlib.suppress(KeyError):
+            self._selector.unregister(source)
+
+    def _reap(self) -> None:
+        """Collect every child that has ended: the attempt's, and orphans that the kernel gave us."""
+        with contextlib.suppress(ChildProcessError):
+            while True:
+                pid, status, usage = os.wait4(-1, os.WNOHANG)
+                if pid == 0:
+                    return
+                if self._attempt and pid == self._attempt.pid:
+                    self._attempt.status, self._attempt.usage = status, usage
+
+    def _kill(self, reason: str) -> None:
+        if self._attempt and not self._attempt.killed_for:
+            self._attempt.killed_for = reason
+            self._attempt.deadline = None
+            self._sweep()
+
+    def _sweep(self) -> int:
+        """Kill and collect everything that the attempt left; answers with how many processes there were."""
+        swept = 0
+        while _has_children():
+            self._kill_everything()
+            pid, status, usage = os.wait4(-1, 0)
+            swept += 1
+            if self._attempt and pid == self._attempt.pid:
+                self._attempt.status, self._attempt.usage = status, usage
+        return swept
+
+    def _kill_everything(self) -> None:
+        if self._first:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(-1, signal.SIGKILL)
+            return
+        for pid in kernel.descendants(os.getpid()):
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGKILL)
+
+    def _end(self, attempt: _Attempt) -> None:
+        """The child is gone: sweep, pass on what it still had to say, clean up, and tell the host."""
+        swept = self._sweep()
+        while attempt.channel in self._selector.get_map():
+            self._relay(attempt)
+        for stream in list(attempt.streams):
+            while stream in attempt.streams:
+                self._log(attempt, stream)
+        attempt.channel.close()
+        self._clean()
+        self._attempt = None
+        self._say({"kind": "ENDED", "swept": swept, **_verdict(attempt)})
+
+    def _clean(self) -> None:
+        for folder in self._config["scratch"]:
+            for entry in os.listdir(folder):
+                _remove(os.path.join(folder, entry))
+
+    def _say(self, header: dict[str, Any], body: bytes = b"") -> None:
+        try:
+            self._host.sendall(encode(header, body))
+        except OSError:
+            self._leave()
+
+    def _leave(self) -> NoReturn:
+        """The host is gone. As PID 1, exiting kills all that is left."""
+        if not self._first:
+            self._sweep()
+        os._exit(0)
+
+
+def _has_children() -> bool:
+    try:
+        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        return False
+    return True
+
+
+def _verdict(attempt: _Attempt) -> dict[str, Any]:
+    """How an attempt ended, with the evidence: one of ok, raised, exit, signal, oom, timeout, cancelled."""
+    assert attempt.status is not None
+    outcome, exit_code, killer = attempt.killed_for, None, None
+    if os.WIFSIGNALED(attempt.status):
+        killer = os.WTERMSIG(attempt.status)
+        starved = killer == signal.SIGKILL and kernel.oom_kills() > attempt.oom_kills
+        outcome = outcome or ("oom" if starved else "signal")
+    else:
+        exit_code = os.WEXITSTATUS(attempt.status)
+        outcome = outcome or {"RESULT": "ok", "ERROR": "raised"}.get(attempt.reported, "exit")
+    usage = attempt.usage
+    return {
+        "outcome": outcome,
+        "exit": exit_code,
+        "signal": killer,
+        "cpu_s": round(usage.ru_utime + usage.ru_stime, 4),
+        "peak_bytes": usage.ru_maxrss * 1024,
+    }
+
+
+def _remove(path: str) -> None:
+    """Remove a file or a tree, whatever modes the task gave it."""
+    if os.path.isdir(path) and not os.path.islink(path):
+        for folder, names, _ in os.walk(path):
+            for name in names:
+                if not os.path.islink(os.path.join(folder, name)):
+                    os.chmod(os.path.join(folder, name), 0o700)
+        with contextlib.suppress(OSError):
+            os.chmod(path, 0o700)
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with contextlib.suppress(OSError):
+            os.unlink(path)

@@ -1,0 +1,113 @@
+"""The few things that the agent asks of Linux directly: prctl, namespaces, and what /proc knows.
+
+Each has its reason in docs/adr/0010. Everything here is safe to call as an ordinary user; what the kernel refuses is
+answered with False or None, never with an exception.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+from typing import Any
+
+_PR_SET_PDEATHSIG = 1
+_PR_SET_CHILD_SUBREAPER = 36
+CLONE_NEWNS = 0x00020000
+CLONE_NEWUSER = 0x10000000
+CLONE_NEWPID = 0x20000000
+_MS_NOSUID_NODEV_NOEXEC = 2 | 4 | 8
+_MS_REC_PRIVATE = 0x4000 | 0x40000
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def die_with_parent() -> None:
+    """Let the kernel kill this process when the thread that made it ends."""
+    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+
+
+def become_subreaper() -> bool:
+    """Let orphans among our descendants become our children, as they would of PID 1."""
+    return bool(_libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) == 0)
+
+
+def enter_namespaces() -> bool:
+    """Make a user, a mount and a process namespace for the children of this process, which stays who it is."""
+    uid, gid = os.getuid(), os.getgid()
+    if _libc.unshare(CLONE_NEWUSER | CLONE_NEWNS | CLONE_NEWPID) != 0:
+        return False
+    try:
+        _write("/proc/self/setgroups", "deny")
+        _write("/proc/self/uid_map", f"{uid} {uid} 1")
+        _write("/proc/self/gid_map", f"{gid} {gid} 1")
+    except OSError:
+        return False
+    return True
+
+
+def mount_own_proc() -> bool:
+    """Show this process namespace, and no other, in /proc."""
+    _libc.mount(b"none", b"/", None, _MS_REC_PRIVATE, None)
+    return bool(_libc.mount(b"proc", b"/proc", b"proc", _MS_NOSUID_NODEV_NOEXEC, None) == 0)
+
+
+def prefer_as_oom_victim() -> None:
+    """Let the kernel, where memory runs out, take this process before the agent."""
+    with contextlib.suppress(OSError):
+        _write("/proc/self/oom_score_adj", "1000")
+
+
+def oom_kills() -> int:
+    """How often the kernel has killed something in our control group for want of memory."""
+    for path in ("/sys/fs/cgroup/memory.events", "/sys/fs/cgroup/memory/memory.oom_control"):
+        for line in _read(path).splitlines():
+            if line.startswith("oom_kill "):
+                return int(line.split()[1])
+    return 0
+
+
+def facts() -> dict[str, Any]:
+    """What is really in force for this process, for the host to compare with what it asked."""
+    status = dict(line.split(":", 1) for line in _read("/proc/self/status").splitlines() if ":" in line)
+    limit = _read("/sys/fs/cgroup/memory.max") or _read("/sys/fs/cgroup/memory/memory.limit_in_bytes")
+    return {
+        "uid": os.getuid(),
+        "gid": os.getgid(),
+        "pid": os.getpid(),
+        "capabilities": int(status.get("CapEff", "0").strip(), 16),
+        "no_new_privileges": status.get("NoNewPrivs", "0").strip() == "1",
+        "seccomp": int(status.get("Seccomp", "0").strip()),
+        "memory_limit_bytes": int(limit) if limit.strip().isdigit() else None,
+        "root_writable": os.access("/", os.W_OK),
+    }
+
+
+def descendants(of: int) -> list[int]:
+    """Every process below `of`, from /proc; used where we are not PID 1 of a namespace of our own."""
+    parents: dict[int, int] = {}
+    for entry in os.listdir("/proc"):
+        if entry.isdigit():
+            fields = _read(f"/proc/{entry}/stat").rpartition(")")[2].split()
+            if len(fields) > 1:
+                parents[int(entry)] = int(fields[1])
+    found: list[int] = []
+    front = [of]
+    while front:
+        front = [pid for pid, parent in parents.items() if parent in front]
+        found += front
+    return found
+
+
+def _read(path: str) -> str:
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            return file.read()
+    except OSError:
+        return ""
+
+
+def _write(path: str, text: str) -> None:
+    with open(path, "w", encoding="ascii") as file:
+        file.write(text)
