@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
 import secrets
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from executor import dockerd, environments, machine
+from executor.data.leases import hold_lease, lease_is_held
 from executor.data.records import Record, RunView, read_run
 from executor.data.snapshot import take_snapshot
 from executor.data.store import FileRef, Store, ValueRef
@@ -76,7 +76,7 @@ def run_workflow(request: Request, listen: Listener, progress: Progress) -> RunV
         record(fact)
         listen(fact)
 
-    with contextlib.closing(record), _lease(record.folder) as lease:
+    with contextlib.closing(record), hold_lease(record.folder) as lease:
         tell(RunStarted(run=run, workflow=request.task.name, runtime=request.runtime, root=request.manifest.root))
         try:
             built = _build(request, tell, progress)
@@ -121,12 +121,12 @@ def result_document(view: RunView) -> Any:
 
 
 async def _run(plan: Plan, request: Request, store: Store, tell: Listener) -> None:
-    runtime: Runtime = ProcessRuntime(request.home) if request.runtime == "process" else _docker(request, plan)
+    runtime: Runtime
+    if request.runtime == "docker":
+        runtime = DockerRuntime(request.home, plan.run)
+    else:
+        runtime = ProcessRuntime(request.home)
     await Engine(plan, runtime, store, tell).run()
-
-
-def _docker(request: Request, plan: Plan) -> Runtime:
-    return DockerRuntime(request.home, plan.run)
 
 
 def _build(request: Request, tell: Listener, progress: Progress) -> dict[str, Built]:
@@ -145,18 +145,6 @@ def _store_inputs(store: Store, request: Request) -> ValueRef:
     files: tuple[FileRef, ...] = tuple(store.put_file(path, key) for key, path in request.files.items())
     payload = dump_json(dict(request.inputs))
     return ValueRef(sha256=store.put_bytes(payload), size=len(payload), type="inputs", files=files)
-
-
-@contextlib.contextmanager
-def _lease(folder: Path) -> Iterator[Path]:
-    """A lock that this process holds for as long as it lives; whoever can take it knows that we are gone."""
-    lease = folder / "lease"
-    with lease.open("wb") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        try:
-            yield lease
-        finally:
-            lease.unlink(missing_ok=True)
 
 
 def _export(store: Store, view: RunView) -> None:
@@ -183,7 +171,6 @@ def _exported_names(value: Mapping[str, Any]) -> list[str]:
 def remove_dead(home: Path) -> None:
     """Remove what runs that were killed left in their folders; their records stay."""
     for lease in home.glob("runs/*/lease"):
-        with lease.open("rb") as file, contextlib.suppress(BlockingIOError):
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not lease_is_held(lease):
             shutil.rmtree(lease.parent / "slots", ignore_errors=True)
             lease.unlink(missing_ok=True)

@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from executor.data import leases
 from executor.data.store import full_disk
 from executor.errors import UsageError
 from executor.events import Fact, LogWritten
@@ -122,6 +123,8 @@ def _read(folder: Path) -> RunView:
         fold = _FOLDS.get(line.pop("fact"))
         if fold:
             fold(view, line)
+    if view.status == "running" and not leases.lease_is_held(folder / leases.NAME):
+        view.status = "interrupted"
     return view
 
 

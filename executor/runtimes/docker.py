@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
 import json
 import os
 from collections.abc import Callable
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from executor import dockerd
+from executor.data.leases import lease_is_held
 from executor.errors import MachineError
 from executor.runtimes import Launch
 from executor.runtimes.slot import Door, Slot, agent_config, common_variables, make_folders
@@ -268,15 +268,3 @@ class _Container:
         self.id = id
         self.died = asyncio.Event()
         self.removed = asyncio.Event()
-
-
-def lease_is_held(lease: Path) -> bool:
-    """Whether the process that took this lease still lives; a missing file is a lease given back."""
-    try:
-        with lease.open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:
-        pass
-    return False

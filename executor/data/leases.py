@@ -1,0 +1,38 @@
+"""A lease says that a run is alive: a file that its process holds locked for as long as it lives.
+
+The kernel gives the lock back however the process ends, so there is nothing to be cleaned up and no process id to be
+mistaken. A missing file is a lease given back.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+from collections.abc import Iterator
+from pathlib import Path
+
+NAME = "lease"
+
+
+@contextlib.contextmanager
+def hold_lease(folder: Path) -> Iterator[Path]:
+    """Hold the lease of a run's folder."""
+    lease = folder / NAME
+    with lease.open("wb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            yield lease
+        finally:
+            lease.unlink(missing_ok=True)
+
+
+def lease_is_held(lease: Path) -> bool:
+    """Whether the process that took this lease still lives."""
+    try:
+        with lease.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        pass
+    return False

@@ -1,0 +1,118 @@
+"""The only door to the Docker engine: how it is reached, what its errors mean, what is read of its events.
+
+The SDK and the engine's socket, never a client program. Everything of ours on an engine carries `LABEL`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import docker
+from docker.errors import DockerException, ImageNotFound, NotFound
+from docker.types import Mount
+from requests.exceptions import ConnectionError as NotConnected
+from requests.exceptions import RequestException
+
+from executor.errors import MachineError
+
+LABEL = "run-local"
+
+_PATIENCE_S = 120
+_PING_S = 5
+
+
+def connect() -> docker.DockerClient:
+    """A client of the engine that answers at `$DOCKER_HOST` or at the usual sockets; raises `MachineError`."""
+    address = os.environ.get("DOCKER_HOST") or _socket()
+    try:
+        docker.DockerClient(base_url=address, timeout=_PING_S).close()
+        client = docker.DockerClient(base_url=address, timeout=_PATIENCE_S, version="auto")
+        client.ping()
+    except (DockerException, RequestException, OSError) as exc:
+        raise MachineError(
+            "no Docker engine answers",
+            why=f"{address}: {_reason(exc)}",
+            hint="start it (`systemctl start docker`), or use `--runtime process`",
+        ) from exc
+    return client
+
+
+@contextlib.contextmanager
+def translated(doing: str) -> Iterator[None]:
+    """Raise the SDK's errors as `MachineError`, saying what we were doing when they came."""
+    try:
+        yield
+    except ImageNotFound as exc:
+        raise MachineError(
+            f"{doing}: the image is not on this machine", why=_reason(exc), hint="`run-local build` makes it again"
+        ) from exc
+    except NotConnected as exc:
+        raise MachineError(
+            f"{doing}: the Docker engine does not answer any more", why=_reason(exc), hint="is it still running?"
+        ) from exc
+    except (DockerException, RequestException) as exc:
+        raise MachineError(f"{doing}: the Docker engine did not do it", why=_reason(exc)) from exc
+
+
+@contextlib.contextmanager
+def unless_gone() -> Iterator[None]:
+    """Let something not be there any more."""
+    with contextlib.suppress(NotFound):
+        yield
+
+
+def bind(source: Path, target: str, *, writable: bool = False) -> Mount:
+    """A folder of this machine in a container; read-only unless said otherwise, without what is mounted below it."""
+    mount = Mount(target, str(source), "bind", read_only=not writable, propagation="rprivate")
+    if not writable:  # before engine 25 a mount below a read-only mount stayed writable
+        mount["BindOptions"]["NonRecursive"] = True
+    return mount
+
+
+class Watch:
+    """Tells of the end and the removal of containers with a label, on the thread of the running loop.
+
+    notice(container, event): event is `die` or `destroy`; when the engine itself is gone, container is empty
+    """
+
+    def __init__(self, api: Any, label: str, notice: Callable[[str, str], None]) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._notice = notice
+        wanted = {"type": "container", "label": label, "event": ["die", "destroy"]}
+        with translated("the events of the engine cannot be read"):
+            self._stream = api.events(filters=wanted, decode=True)
+        threading.Thread(target=self._read, name="docker events", daemon=True).start()
+
+    def close(self) -> None:
+        """Stop to listen."""
+        self._notice = lambda *_: None
+        with contextlib.suppress(Exception):  # the stream may have ended by itself
+            self._stream.close()
+
+    def _read(self) -> None:
+        with contextlib.suppress(Exception):  # whatever ends the stream, the engine is not heard any more
+            for event in self._stream:
+                self._loop.call_soon_threadsafe(self._tell, event["id"], event["Action"])
+        with contextlib.suppress(RuntimeError):  # the loop may be closed
+            self._loop.call_soon_threadsafe(self._tell, "", "gone")
+
+    def _tell(self, container: str, event: str) -> None:
+        self._notice(container, event)
+
+
+def _socket() -> str:
+    own = Path(os.environ.get("XDG_RUNTIME_DIR", "/nonexistent")) / "docker.sock"
+    usual = Path("/var/run/docker.sock")
+    return f"unix://{usual if usual.exists() or not own.exists() else own}"
+
+
+def _reason(exc: BaseException) -> str:
+    """The engine's own words."""
+    explanation = getattr(exc, "explanation", None)
+    return str(explanation or exc).strip().splitlines()[-1][:500]

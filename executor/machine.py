@@ -1,0 +1,111 @@
+"""This machine: where run-local keeps its things, how much of it there is, and child processes that die with us."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import fcntl
+import os
+import signal
+import subprocess
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from executor.errors import MachineError
+
+_PR_SET_PDEATHSIG = 1
+_UNLIMITED = 2**60
+
+_libc = ctypes.CDLL(None)
+
+
+def home() -> Path:
+    """`$RUN_LOCAL_HOME`, or `run-local` in the user's data folder; made if it is missing."""
+    named = os.environ.get("RUN_LOCAL_HOME")
+    data = Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local/share")
+    folder = Path(named).absolute() if named else data / "run-local"
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        (folder / "tmp").mkdir(exist_ok=True)
+    except OSError as exc:
+        raise MachineError(
+            f"`{folder}` cannot be used",
+            why=f"{exc.strerror}: {exc.filename}",
+            hint="set RUN_LOCAL_HOME to a folder that you can write to",
+        ) from exc
+    return folder
+
+
+def user() -> tuple[int, int]:
+    """Our user and group."""
+    return os.getuid(), os.getgid()
+
+
+def cores() -> float:
+    """The cores that this process may use: its affinity and its control group's quota."""
+    available = float(len(os.sched_getaffinity(0)))
+    quota = _read("/sys/fs/cgroup/cpu.max").split()
+    if not quota:
+        quota = [_read("/sys/fs/cgroup/cpu/cpu.cfs_quota_us"), _read("/sys/fs/cgroup/cpu/cpu.cfs_period_us")]
+    if len(quota) == 2 and all(part.isdigit() for part in quota) and int(quota[1]):
+        available = min(available, int(quota[0]) / int(quota[1]))
+    return available
+
+
+def memory_bytes() -> int:
+    """The memory that this process may use: the hardware's, or less where its control group has a limit."""
+    hardware = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        limit = _read(path)
+        if limit.isdigit() and int(limit) < _UNLIMITED:
+            hardware = min(hardware, int(limit))
+    return hardware
+
+
+def spawn(argv: Sequence[str], **options: Any) -> subprocess.Popen[Any]:
+    """Start a process that the kernel kills when we die, even by SIGKILL; the options are `Popen`'s.
+
+    The kernel ties it to the thread that starts it, so only the main thread may.
+    """
+    assert threading.current_thread() is threading.main_thread(), "a child would die with this thread"
+    return subprocess.Popen(argv, preexec_fn=_die_with_parent, **options)
+
+
+def run(argv: Sequence[str], **options: Any) -> subprocess.CompletedProcess[str]:
+    """Run a process to its end and capture what it prints, as text; it does not survive us, or an interrupt."""
+    given = options.pop("input", None)
+    stdin = subprocess.DEVNULL if given is None else subprocess.PIPE
+    process = spawn(argv, stdin=stdin, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
+    try:
+        stdout, stderr = process.communicate(given)
+    except BaseException:
+        process.kill()
+        process.wait()
+        raise
+    return subprocess.CompletedProcess(argv, process.returncode, stdout, stderr)
+
+
+@contextlib.contextmanager
+def lock_file(path: Path, waits: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Hold a lock that other processes of ours respect; `waits` is called once if somebody else holds it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("wb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            waits()
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _die_with_parent() -> None:
+    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="ascii").strip()
+    except OSError:
+        return ""

@@ -1,0 +1,96 @@
+"""What was recorded is what is read, whatever happened to the process that wrote it."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+
+from executor.data.records import Record, read_run, run_ids
+from executor.data.snapshot import take_snapshot
+from executor.errors import ProjectError, UsageError
+from executor.events import AttemptEnded, AttemptStarted, CallEnded, CallSubmitted, LogWritten, RunEnded, RunStarted
+from executor.manifest import Shape
+
+RUN = "20260101-120000-abcd"
+SHAPE = Shape(cpus=1, cpus_limit=1, memory_bytes=1, memory_limit_bytes=None, gpus=0, gpu_model="", shm_bytes=None)
+
+
+def write_run(home: Path, run: str = RUN) -> Record:
+    record = Record(home, run)
+    record(RunStarted(run=run, workflow="a.f", runtime="docker", root="."))
+    record(CallSubmitted(call="1", parent=None, task="a.f", environment="a", shape=SHAPE))
+    record(AttemptStarted(call="1", attempt=1, container="c0ffee"))
+    record(LogWritten(call="1", stream="stdout", data=b"\xff raw\n"))
+    record(AttemptEnded(call="1", attempt=1, outcome="ok", seconds=1.5, evidence={"cpu_s": 1.0}))
+    record(CallEnded(call="1", status="succeeded", preview={"json": 3}))
+    record(RunEnded(status="succeeded", seconds=2.0))
+    return record
+
+
+def test_a_run_is_read_as_it_was_written(tmp_path: Path) -> None:
+    """The journal folds into the calls, and the log holds the bytes that the task wrote."""
+    write_run(tmp_path).close()
+    view = read_run(tmp_path, "last")
+    assert (view.status, view.workflow, view.seconds) == ("succeeded", "a.f", 2.0)
+    call = view.calls["1"]
+    assert (call.status, call.attempts, call.container, call.seconds) == ("succeeded", 1, "c0ffee", 1.5)
+    assert (view.folder / "logs" / "1.log").read_bytes() == b"\xff raw\n"
+
+
+def test_a_torn_tail_is_left_out(tmp_path: Path) -> None:
+    """A journal that ends in the middle of a line tells all that came before it."""
+    write_run(tmp_path).close()
+    journal = tmp_path / "runs" / RUN / "journal.jsonl"
+    whole = journal.read_bytes()
+    for size in range(len(whole) - 1):
+        journal.write_bytes(whole[:size])
+        assert read_run(tmp_path, RUN).id == RUN
+    assert read_run(tmp_path, RUN).status == "interrupted"
+
+
+def test_a_run_is_found_by_the_end_of_its_name(tmp_path: Path) -> None:
+    """A unique beginning or ending will do; an ambiguous or unknown one is refused with what is there."""
+    write_run(tmp_path).close()
+    write_run(tmp_path, "20260101-120001-ef01").close()
+    assert read_run(tmp_path, "abcd").id == RUN
+    assert run_ids(tmp_path) == [RUN, "20260101-120001-ef01"]
+    with pytest.raises(UsageError, match="several"):
+        read_run(tmp_path, "20260101")
+    with pytest.raises(UsageError, match="no run"):
+        read_run(tmp_path, "../../etc")
+
+
+def test_a_snapshot_holds_the_source_and_nothing_else(tmp_path: Path) -> None:
+    """Hidden files, caches and virtual environments stay out; the same source is copied once; an edit makes another."""
+    root = tmp_path / "project"
+    for name in ("flow.py", "data/in.fasta", ".git/config", "__pycache__/x.pyc", "venv/pyvenv.cfg", "venv/lib.py"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(name)
+    first = take_snapshot(root, tmp_path / "home")
+    assert sorted(str(p.relative_to(first)) for p in first.rglob("*") if p.is_file()) == ["data/in.fasta", "flow.py"]
+    assert take_snapshot(root, tmp_path / "home") == first
+    (root / "flow.py").write_text("edited")
+    assert (first / "flow.py").read_text() == "flow.py"
+    assert take_snapshot(root, tmp_path / "home") != first
+
+
+def test_a_project_full_of_data_is_refused_by_name(tmp_path: Path) -> None:
+    """Gigabytes in the source are named, not copied."""
+    (tmp_path / "project").mkdir()
+    with (tmp_path / "project" / "uniref.fasta").open("wb") as file:
+        file.truncate(2**30)
+    with pytest.raises(ProjectError, match="1024 MiB") as caught:
+        take_snapshot(tmp_path / "project", tmp_path / "home")
+    assert "uniref.fasta" in caught.value.why
+
+
+def test_a_clock_is_only_a_label(tmp_path: Path) -> None:
+    """The order of the journal is the order of the facts, even if the clock goes backwards."""
+    times = iter([5.0, 4.0, 3.0, 2.0, 1.0, 0.5, 0.1, time.time()])
+    record = Record(tmp_path, RUN, clock=lambda: next(times))
+    record(RunStarted(run=RUN, workflow="a.f", runtime="docker", root="."))
+    record(RunEnded(status="failed", seconds=0.0))
+    record.close()
+    assert read_run(tmp_path, RUN).status == "failed"
