@@ -67,7 +67,7 @@ class ConsoleView:
         else:
             self.say(f"  {environment}: {detail or step}", "dim")
 
-    def __call__(self, fact: Fact) -> None:  # noqa: C901  one case a fact
+    def __call__(self, fact: Fact) -> None:
         """Take note of a fact."""
         match fact:
             case RunStarted():
@@ -148,9 +148,7 @@ def render_failure(error: Mapping[str, Any]) -> str:
         chain.append(cause)
     first, *callers = reversed(chain)
     lines = [f"task `{first['task']}` failed: {first['code']}: {first['message']}"]
-    for label in ("why", "hint"):
-        if first.get(label):
-            lines.append(f"  {label}: {first[label]}")
+    lines += [f"  {label}: {first[label]}" for label in ("why", "hint") if first.get(label)]
     if first.get("traceback"):
         lines += ["", first["traceback"].rstrip(), ""]
     lines += [f"  in environment `{first.get('environment', '?')}`, call {first.get('call') or '?'}"]

@@ -14,14 +14,27 @@ from pathlib import Path
 from typing import Any
 
 import docker
-from docker.errors import DockerException, ImageNotFound, NotFound
+from docker.errors import DockerException, ImageNotFound
 from docker.types import Mount
-from requests.exceptions import ConnectionError as NotConnected
+from requests.exceptions import ConnectionError as NOT_CONNECTED
 from requests.exceptions import RequestException
 
 from executor.errors import MachineError
 
 LABEL = "run-local"
+
+__all__ = [
+    "LABEL",
+    "NOT_CONNECTED",
+    "ImageNotFound",
+    "Watch",
+    "bind",
+    "connect",
+    "load",
+    "output_of",
+    "save",
+    "translated",
+]
 
 _PATIENCE_S = 120
 _PING_S = 5
@@ -31,9 +44,8 @@ def connect() -> docker.DockerClient:
     """A client of the engine that answers at `$DOCKER_HOST` or at the usual sockets; raises `MachineError`."""
     address = os.environ.get("DOCKER_HOST") or _socket()
     try:
-        docker.DockerClient(base_url=address, timeout=_PING_S).close()
-        client = docker.DockerClient(base_url=address, timeout=_PATIENCE_S, version="auto")
-        client.ping()
+        client = docker.DockerClient(base_url=address, timeout=_PING_S, version="auto")  # which asks for the version
+        client.api.timeout = _PATIENCE_S
     except (DockerException, RequestException, OSError) as exc:
         raise MachineError(
             "no Docker engine answers",
@@ -52,7 +64,7 @@ def translated(doing: str) -> Iterator[None]:
         raise MachineError(
             f"{doing}: the image is not on this machine", why=_reason(exc), hint="`run-local build` makes it again"
         ) from exc
-    except NotConnected as exc:
+    except NOT_CONNECTED as exc:
         raise MachineError(
             f"{doing}: the Docker engine does not answer any more", why=_reason(exc), hint="is it still running?"
         ) from exc
@@ -60,11 +72,37 @@ def translated(doing: str) -> Iterator[None]:
         raise MachineError(f"{doing}: the Docker engine did not do it", why=_reason(exc)) from exc
 
 
-@contextlib.contextmanager
-def unless_gone() -> Iterator[None]:
-    """Let something not be there any more."""
-    with contextlib.suppress(NotFound):
-        yield
+def load(client: docker.DockerClient, archive: Iterator[bytes]) -> None:
+    """Load an image from the chunks of an archive."""
+    with translated("an image cannot be loaded"):
+        for answer in client.api.load_image(archive):  # type: ignore[no-untyped-call]
+            if "error" in answer:
+                raise MachineError("an image cannot be loaded", why=str(answer["error"]))
+
+
+def save(client: docker.DockerClient, reference: str, target: Path) -> None:
+    """Save an image to a file, as an archive."""
+    with translated(f"`{reference}` cannot be saved"), target.open("wb") as file:
+        for chunk in client.api.get_image(reference):
+            file.write(chunk)
+
+
+def output_of(client: docker.DockerClient, image: str, command: list[str]) -> str:
+    """What a command prints in a container of an image, without network; both streams."""
+    with translated(f"`{image}` cannot be started"):
+        made = client.api.create_container(
+            image,
+            command,
+            entrypoint=[],
+            labels={LABEL: "check"},
+            host_config=client.api.create_host_config(network_mode="none"),
+        )["Id"]
+        try:
+            client.api.start(made)
+            client.api.wait(made)
+            return bytes(client.api.logs(made)).decode(errors="replace")
+        finally:
+            client.api.remove_container(made, force=True, v=True)
 
 
 def bind(source: Path, target: str, *, writable: bool = False) -> Mount:

@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import fcntl
 import os
+import platform
 import signal
 import subprocess
 import threading
@@ -62,6 +63,11 @@ def memory_bytes() -> int:
         if limit.isdigit() and int(limit) < _UNLIMITED:
             hardware = min(hardware, int(limit))
     return hardware
+
+
+def glibc_version() -> str:
+    """The version of this machine's C library; what is made here needs at least that."""
+    return platform.libc_ver()[1]
 
 
 def spawn(argv: Sequence[str], **options: Any) -> subprocess.Popen[Any]:

@@ -17,13 +17,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from executor import dockerd, environments, machine
+from executor import dockerd, machine
 from executor.data.leases import hold_lease, lease_is_held
 from executor.data.records import Record, RunView, read_run
 from executor.data.snapshot import take_snapshot
 from executor.data.store import FileRef, Store, ValueRef
 from executor.engine import Engine, Listener, Plan
-from executor.environments import Built, Progress
+from executor.environments import Builder, Built, Progress
 from executor.errors import MachineError
 from executor.events import EnvironmentReady, Fact, RunEnded, RunStarted
 from executor.manifest import Manifest, TaskEntry
@@ -121,23 +121,21 @@ def result_document(view: RunView) -> Any:
 
 
 async def _run(plan: Plan, request: Request, store: Store, tell: Listener) -> None:
-    runtime: Runtime
-    if request.runtime == "docker":
-        runtime = DockerRuntime(request.home, plan.run)
-    else:
-        runtime = ProcessRuntime(request.home)
+    runtime: Runtime = (
+        DockerRuntime(request.home, plan.run) if request.runtime == "docker" else ProcessRuntime(request.home)
+    )
     await Engine(plan, runtime, store, tell).run()
 
 
 def _build(request: Request, tell: Listener, progress: Progress) -> dict[str, Built]:
     """Lock and build every environment that the root call can reach, dependencies first."""
     built = {}
-    for name in request.manifest.reachable(request.task.environment):
-        began = time.monotonic()
-        made = environments.build(request.manifest, name, runtime=request.runtime, home=request.home, progress=progress)
-        built[name] = made
-        seconds = round(time.monotonic() - began, 3)
-        tell(EnvironmentReady(environment=name, key=made.key, python=made.python, seconds=seconds))
+    with contextlib.closing(Builder(request.runtime, request.home, progress)) as builder:
+        for name in request.manifest.reachable(request.task.environment):
+            began = time.monotonic()
+            made = built[name] = builder.build(request.manifest, name)
+            seconds = round(time.monotonic() - began, 3)
+            tell(EnvironmentReady(environment=name, key=made.key, python=made.python, seconds=seconds))
     return built
 
 

@@ -96,7 +96,14 @@ def print_json(doc: Any) -> None:
 def _print_error(exc: RunLocalError) -> int:
     click.echo(click.style("error: ", fg="red", bold=True) + str(exc), err=True)
     if "--json" in sys.argv:
-        empty = {"run": None, "status": "failed", "runtime": None, "result": None, "calls": [], "outputs": None}
+        empty: dict[str, Any] = {
+            "run": None,
+            "status": "failed",
+            "runtime": None,
+            "result": None,
+            "calls": [],
+            "outputs": None,
+        }
         print_json({**empty, "error": {"what": exc.what, "why": exc.why, "hint": exc.hint}})
     return exc.exit_code
 

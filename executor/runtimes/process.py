@@ -62,7 +62,7 @@ class ProcessRuntime:
     def _spawn(self, launch: Launch, door: Door) -> subprocess.Popen[bytes]:
         assert launch.prefix is not None
         with (launch.folder / "agent.log").open("wb") as log:
-            return machine.spawn(
+            process: subprocess.Popen[bytes] = machine.spawn(
                 [str(launch.prefix / "bin/python"), "-I", "-S", str(launch.library), json.dumps(_config(launch, door))],
                 env=_environment(launch),
                 stdin=subprocess.DEVNULL,
@@ -71,6 +71,7 @@ class ProcessRuntime:
                 cwd=launch.folder,
                 start_new_session=True,
             )
+        return process
 
 
 def _config(launch: Launch, door: Door) -> dict[str, Any]:
@@ -80,7 +81,7 @@ def _config(launch: Launch, door: Door) -> dict[str, Any]:
         socket=str(door.socket),
         inputs=str(launch.folder / "inputs"),
         task=task,
-        scratch=[f"{task}/tmp"],
+        scratch=[f"{task}/tmp"],  # noqa: S108  its own
         project=str(launch.project),
         import_roots=launch.import_roots,
         environment=launch.environment,

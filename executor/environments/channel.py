@@ -1,0 +1,278 @@
+"""The bridge channel: where no conda channel answers, the interpreter at hand becomes a conda package.
+
+`python` is made relocatable: the executable, its standard library, and the shared libraries that it needs beyond those of
+any Linux, found through `$ORIGIN` instead of a path of this machine. `pip` is the one that runs beside us. Both packages
+are the same to the byte whenever they are made from the same files. Runs in the solver's child process.
+
+The package format is conda's, as conda-build's documentation of "package specification" has it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import io
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tarfile
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from executor import machine
+from executor.errors import LockError
+
+SUBDIR = "linux-64"
+_RECIPE = 1
+
+_LEFT_OUT = frozenset(
+    {"__pycache__", "site-packages", "dist-packages", "test", "tests", "idlelib", "tkinter", "turtledemo", "lib2to3"}
+)
+_OF_ANY_LINUX = (
+    "ld-linux",
+    "libc.so",
+    "libm.so",
+    "libdl.so",
+    "libpthread.so",
+    "librt.so",
+    "libutil.so",
+    "libresolv.so",
+)
+
+#: Debian puts packages elsewhere, and freezes `site` into its interpreter; this gives both back their usual meaning.
+_SITECUSTOMIZE = """\
+import site, sys
+for _path in ("lib/python{v}/site-packages",):
+    site.addsitedir(sys.prefix + "/" + _path)
+"""
+_SYSCONFIG = """
+for _scheme in ("posix_local", "deb_system"):
+    _INSTALL_SCHEMES[_scheme] = _INSTALL_SCHEMES["posix_prefix"]
+"""
+
+
+def make_channel(home: Path) -> Path:
+    """The folder of a channel with `python` and `pip`, made from the interpreter that runs us; kept for the next time."""
+    folder = home / "channel" / _identity()
+    if not (folder / SUBDIR / "repodata.json").exists():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        half = Path(tempfile.mkdtemp(dir=folder.parent, prefix="half-"))
+        try:
+            _write_channel(half)
+            shutil.rmtree(folder, ignore_errors=True)
+            half.rename(folder)
+        finally:
+            shutil.rmtree(half, ignore_errors=True)
+    return folder
+
+
+def _identity() -> str:
+    executable = Path(sys.base_prefix, "bin", f"python{_minor()}").resolve()
+    facts = [_RECIPE, sys.version, str(executable), executable.stat().st_mtime_ns, importlib.metadata.version("pip")]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
+
+
+def _minor() -> str:
+    return f"{sys.version_info[0]}.{sys.version_info[1]}"
+
+
+def _write_channel(folder: Path) -> None:
+    records = {}
+    for record, files in ((_python_record(), _python_files), (_pip_record(), _pip_files)):
+        subdir = folder / (record["subdir"])
+        subdir.mkdir(parents=True, exist_ok=True)
+        name = f"{record['name']}-{record['version']}-{record['build']}.tar.bz2"
+        with tempfile.TemporaryDirectory(dir=folder) as staging:
+            data = _pack(Path(staging), record, files)
+        (subdir / name).write_bytes(data)
+        sums = {"sha256": hashlib.sha256(data).hexdigest(), "md5": hashlib.md5(data, usedforsecurity=False).hexdigest()}
+        records[record["subdir"], name] = {**record, **sums, "size": len(data)}
+    for subdir in (SUBDIR, "noarch"):
+        packages = {name: record for (where, name), record in records.items() if where == subdir}
+        index = {"info": {"subdir": subdir}, "packages": packages, "packages.conda": {}, "repodata_version": 1}
+        (folder / subdir / "repodata.json").write_text(json.dumps(index, sort_keys=True))
+
+
+def _python_record() -> dict[str, Any]:
+    return {
+        "name": "python",
+        "version": platform.python_version(),
+        "build": "bridge_0",
+        "build_number": 0,
+        "depends": [f"__glibc >={machine.glibc_version()}"],
+        "subdir": SUBDIR,
+        "arch": "x86_64",
+        "platform": "linux",
+        "license": "PSF-2.0",
+        "python_site_packages_path": f"lib/python{_minor()}/site-packages",
+    }
+
+
+def _pip_record() -> dict[str, Any]:
+    return {
+        "name": "pip",
+        "version": importlib.metadata.version("pip"),
+        "build": "bridge_0",
+        "build_number": 0,
+        "depends": [f"python {_minor()}.*"],
+        "subdir": "noarch",
+        "license": "MIT",
+    }
+
+
+# -- the files of each package -----------------------------------------------------------------------------------------
+
+
+def _python_files(staging: Path) -> None:
+    minor = _minor()
+    library = Path(sysconfig.get_path("stdlib"))
+    target = staging / "lib" / f"python{minor}"
+    shutil.copytree(library, target, symlinks=False, ignore=_unwanted, ignore_dangling_symlinks=True)
+    (target / "site-packages").mkdir()
+    (target / "site-packages" / "README.txt").write_text("Packages of this environment.\n")
+    (target / "sitecustomize.py").write_text(_SITECUSTOMIZE.format(v=minor))
+    if "posix_local" in (target / "sysconfig.py").read_text():
+        with (target / "sysconfig.py").open("a") as file:
+            file.write(_SYSCONFIG)
+    (staging / "bin").mkdir()
+    executable = staging / "bin" / f"python{minor}"
+    shutil.copyfile(Path(sys.base_prefix, "bin", f"python{minor}").resolve(), executable)
+    executable.chmod(0o755)
+    for name in ("python", "python3"):
+        (staging / "bin" / name).symlink_to(executable.name)
+    _forget_this_machine(target)
+    _bundle_libraries(staging)
+
+
+def _unwanted(folder: str, names: list[str]) -> set[str]:
+    return {
+        name
+        for name in names
+        if name in _LEFT_OUT
+        or name.endswith((".a", ".o", ".pyc"))
+        or name == "EXTERNALLY-MANAGED"
+        or name.startswith(("_test", "_tkinter", "_ctypes_test"))
+        or (name.startswith("config-") and "config-" not in folder and not name.endswith(".py"))
+    }
+
+
+def _forget_this_machine(library: Path) -> None:
+    """Replace the paths of the interpreter that we copied by ones that hold anywhere."""
+    for path in library.glob("_sysconfigdata*.py"):
+        if sys.base_prefix != "/usr":  # Debian's names its own packages' places, which is no secret of this machine
+            path.write_text(path.read_text().replace(sys.base_prefix, "/opt/env"))
+
+
+def _bundle_libraries(staging: Path) -> None:
+    """Bring along every shared library that not every Linux has, and let each file find the others by `$ORIGIN`."""
+    binaries = [staging / "bin" / f"python{_minor()}", *staging.glob("lib/python*/lib-dynload/*.so")]
+    originals = [
+        Path(sys.base_prefix, "bin", f"python{_minor()}").resolve(),
+        *Path(sysconfig.get_path("stdlib")).glob("lib-dynload/*.so"),
+    ]
+    for name, source in sorted(_needed(originals).items()):
+        copy = staging / "lib" / name
+        shutil.copyfile(source, copy)
+        copy.chmod(0o755)
+        binaries.append(copy)
+    for binary in binaries:
+        relative = os.path.relpath(staging / "lib", binary.parent)
+        origin = "$ORIGIN" if relative == "." else f"$ORIGIN/{relative}"
+        _call("patchelf", "--force-rpath", "--set-rpath", origin, str(binary))
+
+
+def _needed(binaries: list[Path]) -> dict[str, Path]:
+    """Shared libraries that these files load, by name, without those of any Linux."""
+    found: dict[str, Path] = {}
+    for binary in binaries:
+        for line in _call("ldd", str(binary)).splitlines():
+            name, arrow, rest = line.strip().partition(" => ")
+            path = rest.partition(" (")[0]
+            if arrow and path.startswith("/") and not name.startswith(_OF_ANY_LINUX):
+                found[name] = Path(path)
+    return found
+
+
+def _call(program: str, *arguments: str) -> str:
+    located = shutil.which(program, path=f"{Path(sys.executable).parent}:{os.environ.get('PATH', os.defpath)}")
+    if located is None:
+        raise LockError(f"`{program}` is missing", why="it is needed to make the interpreter at hand relocatable")
+    done = subprocess.run([located, *arguments], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise LockError("the interpreter at hand cannot be made relocatable", why=f"{program}: {done.stderr.strip()}")
+    return done.stdout
+
+
+def _pip_files(staging: Path) -> None:
+    distribution = importlib.metadata.distribution("pip")
+    target = staging / "site-packages"  # where a noarch Python package keeps its modules
+    for file in distribution.files or []:
+        if file.parts[0] != ".." and "__pycache__" not in file.parts and file.name not in ("RECORD", "REQUESTED"):
+            (target / file).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(Path(str(distribution.locate_file(file))), target / file)
+
+
+# -- the package format ------------------------------------------------------------------------------------------------
+
+
+def _pack(staging: Path, record: dict[str, Any], fill: Any) -> bytes:
+    """The bytes of a `.tar.bz2` conda package: sorted, without times and owners."""
+    fill(staging)
+    paths = [_describe_file(path, staging) for path in _walk(staging)]
+    info = {
+        "info/index.json": record,
+        "info/paths.json": {"paths": paths, "paths_version": 1},
+        "info/about.json": {"summary": "made by run-local's bridge channel from the interpreter of this machine"},
+    }
+    if record["subdir"] == "noarch":
+        info["info/index.json"] = {**record, "noarch": "python"}
+        record["noarch"] = "python"
+        info["info/link.json"] = {
+            "noarch": {"type": "python", "entry_points": ["pip = pip._internal.cli.main:main"]},
+            "package_metadata_version": 1,
+        }
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:bz2", compresslevel=1, format=tarfile.GNU_FORMAT) as archive:
+        for name, doc in sorted(info.items()):
+            data = json.dumps(doc, sort_keys=True).encode()
+            header = tarfile.TarInfo(name)
+            header.size = len(data)
+            archive.addfile(header, io.BytesIO(data))
+        for path in _walk(staging):
+            _add(archive, path, staging)
+    return buffer.getvalue()
+
+
+def _walk(staging: Path) -> Iterator[Path]:
+    return (path for path in sorted(staging.rglob("*")) if path.is_symlink() or path.is_file())
+
+
+def _add(archive: tarfile.TarFile, path: Path, staging: Path) -> None:
+    header = tarfile.TarInfo(str(path.relative_to(staging)))
+    if path.is_symlink():
+        header.type, header.linkname = tarfile.SYMTYPE, str(path.readlink())
+        archive.addfile(header)
+        return
+    header.size = path.stat().st_size
+    header.mode = 0o755 if os.access(path, os.X_OK) and path.parent.name in ("bin", "lib") else 0o644
+    with path.open("rb") as file:
+        archive.addfile(header, file)
+
+
+def _describe_file(path: Path, staging: Path) -> dict[str, Any]:
+    where = str(path.relative_to(staging))
+    if path.is_symlink():
+        return {"_path": where, "path_type": "softlink"}
+    data = path.read_bytes()
+    return {
+        "_path": where,
+        "path_type": "hardlink",
+        "sha256": hashlib.sha256(data).hexdigest(),
+        "size_in_bytes": len(data),
+    }

@@ -1,0 +1,180 @@
+"""The lock of an environment: every package by URL and digest, in conda-lock's own format.
+
+A lock that a user committed lies beside the specification. Where there is none, one is made at first use and kept under
+`home/locks/<key>`; its key changes with the specification, with pip's settings and with the C library of the base, so a
+change of any of them solves again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import yaml
+
+from executor import machine
+from executor.environments import indexes
+from executor.environments.spec import Spec
+from executor.errors import BuildError, LockError
+
+PLATFORM = "linux-64"
+_RECIPE = 1
+_SPEC_KEY = "run-local-spec"
+
+_Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Package:
+    """One locked package; manager is `conda` or `pip`."""
+
+    name: str
+    version: str
+    manager: str
+    url: str
+    sha256: str
+    depends: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lock:
+    """A lock as it was read. bridge: its Python was made from the interpreter of a machine."""
+
+    path: Path
+    packages: tuple[Package, ...]
+    bridge: bool
+
+    @property
+    def python(self) -> str:
+        """The version of Python, such as `3.11.7`."""
+        return next(package.version for package in self.packages if package.name == "python")
+
+    @property
+    def digest(self) -> str:
+        """Changes when a package does; where the packages came from does not matter."""
+        content = sorted((p.manager, p.name, p.version, p.sha256) for p in self.packages)
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+def find_lock(spec: Spec, *, home: Path, glibc: str) -> Path:
+    """Where the lock of a specification is, or will be."""
+    beside = spec.path.with_name("conda-lock.yml") if spec.path and len(spec.sources) == 1 else None
+    if beside and spec.path and spec.path.name.startswith("environment.") and beside.exists():
+        return beside
+    key = [_RECIPE, spec.digest, indexes.settings_digest(), PLATFORM, glibc]
+    return home / "locks" / hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32] / "conda-lock.yml"
+
+
+def lock(spec: Spec, *, home: Path, glibc: str, say: Callable[[str], None], path: Path | None = None) -> Lock:
+    """The lock of a specification, made now where there is none; `path` makes a new one there."""
+    target = path or find_lock(spec, home=home, glibc=glibc)
+    if path is None and target.exists():
+        return _trusted(target, spec)
+    with machine.lock_file(home / "locks" / f"{spec.digest[:32]}.lock", lambda: say("another run-local locks it")):
+        if path is not None or not target.exists():
+            say("no lock yet: solving" if path is None else "solving")
+            _solve(spec, target, home, glibc, say)
+    return _trusted(target, spec)
+
+
+def read_lock(path: Path) -> Lock:
+    """The lock in a file; raises `LockError` where it is none."""
+    try:
+        document = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506  a safe loader, in C
+        packages = tuple(_package(each) for each in document["package"] if each["platform"] == PLATFORM)
+        custom = document["metadata"].get("custom_metadata") or {}
+    except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError) as exc:
+        raise LockError("a lock cannot be read", why=f"{path}: {exc}", hint="`run-local lock` makes a new one") from exc
+    if not any(package.name == "python" for package in packages):
+        raise LockError(
+            "a lock holds no python", why=f"{path}: for {PLATFORM}", hint="`run-local lock` makes a new one"
+        )
+    return Lock(path=path, packages=packages, bridge=custom.get("run-local-bridge") == "true")
+
+
+def _package(entry: dict[str, Any]) -> Package:
+    return Package(
+        name=entry["name"],
+        version=entry["version"],
+        manager=entry["manager"],
+        url=entry["url"],
+        sha256=entry["hash"]["sha256"],
+        depends=tuple(f"{name} {version}".strip() for name, version in entry["dependencies"].items()),
+    )
+
+
+def _trusted(path: Path, spec: Spec) -> Lock:
+    document = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506  a safe loader, in C
+    custom = (document.get("metadata") or {}).get("custom_metadata") or {} if isinstance(document, dict) else {}
+    if custom.get(_SPEC_KEY) != spec.digest:
+        raise LockError(
+            f"the lock of environment `{spec.name}` is out of date",
+            why=f"`{path}` was made from another specification than `{spec.path}`",
+            hint=f"run `run-local lock {spec.name}`, and read what changes before you commit it",
+        )
+    return read_lock(path)
+
+
+def _solve(spec: Spec, target: Path, home: Path, glibc: str, say: Callable[[str], None]) -> None:
+    request = {
+        "environment": spec.name,
+        "spec": spec.render(),
+        "sources": dict(spec.sources),
+        "channels": list(spec.channels),
+        "cuda": spec.cuda,
+        "platform": PLATFORM,
+        "glibc": glibc,
+        "home": str(home),
+        "lock": str(target),
+        "custom": {_SPEC_KEY: spec.digest},
+    }
+    answer = ask_child("executor.environments.solve", request, say)
+    if "error" in answer:
+        raise LockError(**answer["error"])
+
+
+def ask_child(module: str, request: dict[str, Any], say: Callable[[str], None]) -> dict[str, Any]:
+    """Run one of our modules as a child process: JSON in, JSON out, and a line of progress after each "»" on stderr."""
+    process = machine.spawn(
+        [sys.executable, "-m", module], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    heard: list[str] = []
+    listener = threading.Thread(target=_hear, args=(process.stderr, say, heard), daemon=True)
+    listener.start()
+    try:
+        assert process.stdin
+        assert process.stdout
+        process.stdin.write(json.dumps(request))
+        process.stdin.close()
+        text = process.stdout.read()
+        process.wait()
+    except BaseException:
+        process.kill()
+        process.wait()
+        raise
+    finally:
+        listener.join(5)
+        for pipe in (process.stdout, process.stderr):
+            if pipe:
+                pipe.close()
+    try:
+        answer: dict[str, Any] = json.loads(text)
+    except ValueError:
+        why = "\n".join(heard[-5:]) or f"exit status {process.returncode}"
+        raise BuildError(f"`{module}` ended without an answer", why=why) from None
+    return answer
+
+
+def _hear(stream: IO[str] | None, say: Callable[[str], None], heard: list[str]) -> None:
+    for line in stream or ():
+        if line.startswith("»"):
+            say(line[1:].strip())
+        else:
+            heard.append(line.rstrip())

@@ -1,0 +1,84 @@
+"""A lock as a folder: the prefix that the process runtime runs from, and what an image is packed from.
+
+A prefix has its final name only when it is whole and its own Python has started. What a killed build left is under
+`home/tmp`, named after a lock that nobody holds, and is removed by the next one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+from executor import machine
+from executor.data.leases import hold_lease, lease_is_held
+from executor.data.store import full_disk
+from executor.environments.lock import Lock, ask_child
+from executor.errors import BuildError
+
+_RECIPE = "prefix 1"
+
+
+def prefix_path(key: str, home: Path) -> Path:
+    """Where the prefix with this key is, or will be."""
+    return home / "prefixes" / key
+
+
+def make_prefix(lock: Lock, key: str, *, home: Path, say: Callable[[str, str], None]) -> Path:
+    """The prefix of a lock, made now where there is none."""
+    target = prefix_path(key, home)
+    if target.exists():
+        return target
+    with machine.lock_file(home / "prefixes" / f"{key}.lock", lambda: say("install", "another run-local builds it")):
+        if not target.exists():
+            with installed(lock, str(target), home=home, say=say) as folder, full_disk("a prefix cannot be published"):
+                folder.rename(target)
+            say("verify", "starting its Python")
+            _verify(target, lock)
+    return target
+
+
+@contextlib.contextmanager
+def installed(lock: Lock, prefix: str, *, home: Path, say: Callable[[str, str], None]) -> Iterator[Path]:
+    """The packages of a lock in a temporary folder, made for the given final prefix."""
+    with full_disk("an environment cannot be built"):
+        _remove_dead(home)
+        scratch = Path(tempfile.mkdtemp(dir=home / "tmp", prefix="install-"))
+    try:
+        with hold_lease(scratch):
+            folder = scratch / "prefix"
+            folder.mkdir()
+            request = {
+                "packages": [asdict(package) for package in lock.packages],
+                "folder": str(folder),
+                "prefix": prefix,
+                "home": str(home),
+            }
+            answer = ask_child("executor.environments.install", request, lambda text: say("install", text))
+            if "error" in answer:
+                raise BuildError(**answer["error"])
+            yield folder
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _verify(target: Path, lock: Lock) -> None:
+    """Start the Python of a prefix; one that does not start is removed again."""
+    try:
+        done = machine.run([str(target / "bin/python"), "-I", "-c", "import sys; print(sys.version.split()[0])"])
+        if done.stdout.strip() == lock.python:
+            return
+        why = done.stderr.strip()[-500:] or f"it says {done.stdout.strip()}, the lock {lock.python}"
+    except OSError as exc:
+        why = str(exc)
+    shutil.rmtree(target, ignore_errors=True)
+    raise BuildError("the Python of an environment does not start", why=why)
+
+
+def _remove_dead(home: Path) -> None:
+    for scratch in (home / "tmp").glob("install-*"):
+        if not lease_is_held(scratch / "lease") and (scratch / "lease").exists():
+            shutil.rmtree(scratch, ignore_errors=True)

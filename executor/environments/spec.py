@@ -1,0 +1,247 @@
+"""What a user wrote about an environment: `environment.yml` as conda users know it, and one key of ours.
+
+    name: alphafold
+    channels: [conda-forge]
+    dependencies:
+      - python >=3.10,<3.13
+      - pip
+      - pip:
+          - numpy==2.2.6
+    variables: {OMP_SCHEDULE: static}
+    run-local:
+      cuda: false          # a CPU build is enough; default: whatever the channels and indexes prefer
+      base: debian:12      # the image below it; default: the distribution of this machine
+
+All mistakes of a file are reported at once, each with the line it stands on.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from executor.errors import SpecError
+from executor.manifest import Manifest
+
+_KEYS = frozenset({"name", "channels", "dependencies", "variables", "prefix", "platforms", "run-local"})
+_OWN_KEYS = frozenset({"base", "cuda", "env"})
+_FILES = ("envs/{}/environment.yml", "envs/{}/environment.yaml", "envs/{}.yml")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spec:
+    """One environment's specification, or the union of several.
+
+    sources:  which environment asked for what: name → its requirements, as written
+    channels: conda channels, best first
+    conda, pip: requirements, as written
+    variables: environment variables of the image or prefix
+    cuda:     False takes CPU builds where they can be had; None leaves it to the indexes
+    """
+
+    name: str
+    path: Path | None
+    sources: Mapping[str, tuple[str, ...]]
+    channels: tuple[str, ...]
+    conda: tuple[str, ...]
+    pip: tuple[str, ...]
+    base: str | None = None
+    cuda: bool | None = None
+    variables: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def digest(self) -> str:
+        """Changes when anything does that a lock depends on; comments, order of keys and the name do not matter."""
+        content = [self.channels, self.conda, self.pip, self.cuda]
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+    def render(self) -> str:
+        """The specification as an environment.yml that conda-lock reads."""
+        dependencies: list[Any] = [*self.conda, *([{"pip": list(self.pip)}] if self.pip else [])]
+        return yaml.safe_dump({"name": self.name, "channels": list(self.channels), "dependencies": dependencies})
+
+
+def find_spec(manifest: Manifest, environment: str) -> Spec:
+    """The specification of a declared environment, united with those that it extends."""
+    root = Path(manifest.root)
+    found: list[Spec] = []
+    for name in manifest.bases(environment):
+        entry = manifest.environments[name]
+        path = root / entry.image if entry.image else _default_path(root, name)
+        if path and path.is_file():
+            found.append(read_spec(path, name))
+        elif entry.image or not entry.extends:
+            raise _no_spec(root, name, entry.image, f"{entry.file}:{entry.line}")
+    return unite(environment, found)
+
+
+def spec_names(root: Path) -> dict[str, Path]:
+    """Every environment that has a specification in the usual place, by name."""
+    names = {path.parent.name for path in root.glob("envs/*/environment.y*ml")} | {
+        path.stem for path in root.glob("envs/*.yml")
+    }
+    return {name: path for name in sorted(names) if (path := _default_path(root, name))}
+
+
+def unite(name: str, specs: list[Spec]) -> Spec:
+    """One specification for the packages of all; requirements that contradict each other are for the solver to find."""
+    if len(specs) == 1 and specs[0].name == name:
+        return specs[0]
+    last = specs[-1]
+    return Spec(
+        name=name,
+        path=last.path if last.name == name else None,
+        sources={each.name: (*each.conda, *each.pip) for each in specs},
+        channels=_merged(each.channels for each in reversed(specs)),
+        conda=_merged(each.conda for each in specs),
+        pip=_merged(each.pip for each in specs),
+        base=next((each.base for each in reversed(specs) if each.base), None),
+        cuda=next((each.cuda for each in reversed(specs) if each.cuda is not None), None),
+        variables={key: value for each in specs for key, value in each.variables.items()},
+    )
+
+
+def read_spec(path: Path, name: str) -> Spec:
+    """The specification in a file; raises `SpecError` with every mistake and the line of each."""
+    try:
+        node = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+    except yaml.MarkedYAMLError as exc:
+        mark = exc.problem_mark or exc.context_mark
+        where = f"{path}:{mark.line + 1}:{mark.column + 1}" if mark else str(path)
+        raise SpecError(f"`{path.name}` of environment `{name}` is not YAML", why=f"{where}: {exc.problem}") from exc
+    except (OSError, UnicodeDecodeError) as exc:
+        raise SpecError(f"the specification of environment `{name}` cannot be read", why=f"{path}: {exc}") from exc
+    reader = _Reader(path)
+    spec = reader.read(node, name)
+    if reader.mistakes:
+        raise SpecError(
+            f"the specification of environment `{name}` is wrong",
+            why="\n".join(reader.mistakes),
+            hint="an environment.yml has channels, dependencies (with a `pip:` list), and `run-local:` for what is ours",
+        )
+    return spec
+
+
+class _Reader:
+    """Reads the nodes of one file, and notes each mistake with its line."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.mistakes: list[str] = []
+
+    def read(self, node: yaml.Node | None, name: str) -> Spec:
+        keys = self._mapping(node, _KEYS, "environment.yml")
+        own = self._mapping(keys.get("run-local"), _OWN_KEYS, "`run-local:`")
+        conda, pip = self._dependencies(keys.get("dependencies"))
+        if node is not None and not any(_package_name(each) == "python" for each in conda):
+            self._wrong(keys.get("dependencies") or node, "no `python` among the dependencies; tasks are Python")
+        if pip and not any(_package_name(each) == "pip" for each in conda):
+            conda.append("pip")
+        return Spec(
+            name=name,
+            path=self._path,
+            sources={name: (*conda, *pip)},
+            channels=tuple(self._texts(keys.get("channels"), "channels")) or ("conda-forge",),
+            conda=tuple(conda),
+            pip=tuple(pip),
+            base=self._scalar(own.get("base"), str, "base"),
+            cuda=self._scalar(own.get("cuda"), bool, "cuda"),
+            variables={**self._variables(keys.get("variables")), **self._variables(own.get("env"))},
+        )
+
+    def _wrong(self, node: yaml.Node | None, text: str) -> None:
+        line = node.start_mark.line + 1 if node else 1
+        self.mistakes.append(f"{self._path.name}:{line}: {text}")
+
+    def _mapping(self, node: yaml.Node | None, allowed: frozenset[str], what: str) -> dict[str, yaml.Node]:
+        if node is None:
+            if what == "environment.yml":
+                self._wrong(None, "the file is empty")
+            return {}
+        if not isinstance(node, yaml.MappingNode):
+            self._wrong(node, f"{what} must be a mapping of keys")
+            return {}
+        found: dict[str, yaml.Node] = {}
+        for key, value in node.value:
+            if key.value not in allowed:
+                near = difflib.get_close_matches(str(key.value), allowed, 1)
+                advice = f"did you mean `{near[0]}`?" if near else f"known are {', '.join(sorted(allowed))}"
+                self._wrong(key, f"unknown key `{key.value}` in {what}; {advice}")
+            else:
+                found[key.value] = value
+        return found
+
+    def _dependencies(self, node: yaml.Node | None) -> tuple[list[str], list[str]]:
+        conda: list[str] = []
+        pip: list[str] = []
+        if not isinstance(node, yaml.SequenceNode):
+            self._wrong(node, "`dependencies:` must be a list")
+            return conda, pip
+        for item in node.value:
+            if isinstance(item, yaml.ScalarNode) and item.value:
+                conda.append(str(item.value))
+            elif isinstance(item, yaml.MappingNode) and [key.value for key, _ in item.value] == ["pip"]:
+                pip += self._texts(item.value[0][1], "pip")
+            else:
+                self._wrong(item, "a dependency is a text like `numpy >=2`, or one `pip:` list")
+        return conda, pip
+
+    def _texts(self, node: yaml.Node | None, what: str) -> list[str]:
+        if node is None:
+            return []
+        if not isinstance(node, yaml.SequenceNode) or not all(isinstance(each, yaml.ScalarNode) for each in node.value):
+            self._wrong(node, f"`{what}:` must be a list of texts")
+            return []
+        return [str(each.value) for each in node.value]
+
+    def _variables(self, node: yaml.Node | None) -> dict[str, str]:
+        if node is None:
+            return {}
+        if not isinstance(node, yaml.MappingNode):
+            self._wrong(node, "variables are a mapping of names to texts")
+            return {}
+        return {str(key.value): str(value.value) for key, value in node.value}
+
+    def _scalar(self, node: yaml.Node | None, kind: type, what: str) -> Any:
+        if node is None:
+            return None
+        value = yaml.safe_load(yaml.serialize(node))
+        if not isinstance(value, kind):
+            self._wrong(node, f"`{what}:` must be {'true or false' if kind is bool else 'a text'}")
+            return None
+        return value
+
+
+def _package_name(requirement: str) -> str:
+    """The package that a conda requirement names, without its channel, version and build."""
+    text = requirement.rpartition("::")[2].strip()
+    for end, character in enumerate(text):
+        if character in " =<>!~[;":
+            return text[:end].lower()
+    return text.lower()
+
+
+def _merged(lists: Any) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(item for each in lists for item in each))
+
+
+def _default_path(root: Path, name: str) -> Path | None:
+    return next((path for pattern in _FILES if (path := root / pattern.format(name)).is_file()), None)
+
+
+def _no_spec(root: Path, name: str, image: str | None, declared: str) -> SpecError:
+    looked = [image] if image else [pattern.format(name) for pattern in _FILES]
+    near = difflib.get_close_matches(name, spec_names(root), 3)
+    there = f"did you mean {' or '.join(f'`{each}`' for each in near)}? " if near else ""
+    return SpecError(
+        f"environment `{name}` has no specification",
+        why=f"it is declared at {declared}, and in `{root}` there is no {' and no '.join(looked)}",
+        hint=f"{there}write `{looked[0]}` with the packages that its tasks import",
+    )
