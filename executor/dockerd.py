@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -44,6 +45,7 @@ def connect() -> docker.DockerClient:
     """A client of the engine that answers at `$DOCKER_HOST` or at the usual sockets; raises `MachineError`."""
     address = os.environ.get("DOCKER_HOST") or _socket()
     try:
+        _knock(address)
         client = docker.DockerClient(base_url=address, timeout=_PING_S, version="auto")  # which asks for the version
         client.api.timeout = _PATIENCE_S
     except (DockerException, RequestException, OSError) as exc:
@@ -142,6 +144,13 @@ class Watch:
 
     def _tell(self, container: str, event: str) -> None:
         self._notice(container, event)
+
+
+def _knock(address: str) -> None:
+    """Connect to a local socket once ourselves: the SDK leaves its own open where nobody answers."""
+    if address.startswith("unix://"):
+        with socket.socket(socket.AF_UNIX) as knocking:
+            knocking.connect(address.removeprefix("unix://"))
 
 
 def _socket() -> str:

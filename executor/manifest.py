@@ -37,6 +37,7 @@ class Parameter:
     type: `{"kind": …}` with kind one of int, float, bool, str, path, list, dict, optional, literal, any; `list` and
           `optional` have `item`, `dict` has `value`, `literal` has `choices`; every type has `text`, as written
     default: the default as JSON where it is JSON, else None with `default_text` holding its repr
+    problem: why it cannot be given by name, or empty
     """
 
     name: str
@@ -44,6 +45,7 @@ class Parameter:
     required: bool
     default: Any = None
     default_text: str = ""
+    problem: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -96,15 +96,9 @@ def print_json(doc: Any) -> None:
 def _print_error(exc: RunLocalError) -> int:
     click.echo(click.style("error: ", fg="red", bold=True) + str(exc), err=True)
     if "--json" in sys.argv:
-        empty: dict[str, Any] = {
-            "run": None,
-            "status": "failed",
-            "runtime": None,
-            "result": None,
-            "calls": [],
-            "outputs": None,
-        }
-        print_json({**empty, "error": {"what": exc.what, "why": exc.why, "hint": exc.hint}})
+        told: dict[str, Any] = {"run": None, "status": "failed", "runtime": None, "result": None}
+        error = {"what": exc.what, "why": exc.why, "hint": exc.hint}
+        print_json({**told, "calls": [], "outputs": None, "error": error})
     return exc.exit_code
 
 

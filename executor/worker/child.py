@@ -119,11 +119,10 @@ def _prepare(config: dict[str, Any], header: dict[str, Any]) -> None:
 def _load(
     config: dict[str, Any], header: dict[str, Any], body: bytes, folders: payload.Folders
 ) -> tuple[authoring.Task[Any, Any], tuple[Any, ...], dict[str, Any]]:
-    stand_ins = stubs.install(config["roots"], config["environment"], lambda *_: None)
-    with stand_ins.loading():
-        task = importlib.import_module(header["module"])
-        for part in header["qualname"].split("."):
-            task = getattr(task, part)
+    stubs.install(config["roots"], config["environment"])
+    task = importlib.import_module(header["module"])
+    for part in header["qualname"].split("."):
+        task = getattr(task, part)
     assert isinstance(task, authoring.Task)
     value = payload.load(header["value"], body, folders)
     if not isinstance(value, dict):

@@ -1,0 +1,191 @@
+"""Fixtures of all tests: a home, an engine, a runtime, a project, the command; and the check that nothing is left.
+
+Variables that steer a session:
+RUN_LOCAL_TEST_HOME  the RUN_LOCAL_HOME of all runs; otherwise a folder that stays in the cache, so that environments
+                     are built once, or with CI=true a new one that is removed at the end, with the images made for it
+RUN_LOCAL_REQUIRE    what must be there, for example `docker,chromium`: without it, tests fail instead of skipping
+"""
+
+import contextlib
+import fcntl
+import itertools
+import os
+import shutil
+import sys
+import tempfile
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NoReturn
+
+import docker
+import pytest
+
+from executor import dockerd
+from executor.errors import MachineError
+from tests.harness import (
+    SESSION_VARIABLE,
+    Finished,
+    Interpreter,
+    Leftovers,
+    MakeProject,
+    RunLocal,
+    find_interpreters,
+    remove_tree,
+)
+
+__all__ = ["Finished", "Interpreter", "MakeProject", "RunLocal"]
+
+REQUIRED = frozenset(os.environ.get("RUN_LOCAL_REQUIRE", "").split(","))
+IN_CI = os.environ.get("CI") == "true"
+TEST_HOME = os.environ.get("RUN_LOCAL_TEST_HOME", "")
+
+#: How docker's own clients find the engine; everything else of theirs is kept from the tests.
+ENGINE_VARIABLES = frozenset({"DOCKER_HOST", "DOCKER_TLS_VERIFY", "DOCKER_CERT_PATH", "DOCKER_CONFIG"})
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark every test that needs an engine, so that `-m "not docker"` leaves it out."""
+    for item in items:
+        if "engine" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.docker)
+
+
+def lacking(what: str, why: str) -> NoReturn:
+    """Skip the test, or fail it where `what` is required."""
+    if what in REQUIRED:
+        pytest.fail(f"{what} is required here (RUN_LOCAL_REQUIRE), but: {why}")
+    pytest.skip(f"no {what}: {why}")
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No setting of the caller's reaches a test, and no test reaches the caller's own home."""
+    for name in list(os.environ):
+        if name.startswith(("RUN_LOCAL_", "DOCKER_")) and name not in ENGINE_VARIABLES:
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("RUN_LOCAL_HOME", str(tmp_path / "run-local-home"))
+
+
+@pytest.fixture(scope="session")
+def possible_engine() -> Iterator[docker.DockerClient | MachineError]:
+    """The Docker engine, or why there is none."""
+    try:
+        client = dockerd.connect()
+    except MachineError as error:
+        yield error
+        return
+    yield client
+    client.close()
+
+
+@pytest.fixture(scope="session")
+def engine(possible_engine: docker.DockerClient | MachineError) -> docker.DockerClient:
+    """The real Docker engine. What a test makes there it labels with `leftovers.labels`, and removes."""
+    if isinstance(possible_engine, MachineError):
+        lacking("docker", possible_engine.why or possible_engine.what)
+    return possible_engine
+
+
+@pytest.fixture(scope="session")
+def home(possible_engine: docker.DockerClient | MachineError) -> Iterator[Path]:
+    """The RUN_LOCAL_HOME that all runs of the session share."""
+    if TEST_HOME or not IN_CI:
+        with contextlib.ExitStack() as held:
+            path = Path(TEST_HOME) if TEST_HOME else held.enter_context(_free_home())
+            path.mkdir(parents=True, exist_ok=True, mode=0o700)
+            yield path.resolve()
+        return
+    images = _images(possible_engine)
+    path = Path(tempfile.mkdtemp(prefix="run-local-tests-")).resolve()
+    yield path
+    remove_tree(path)
+    if not isinstance(possible_engine, MachineError):
+        for image in _images(possible_engine) - images:
+            possible_engine.api.remove_image(image, force=True)
+
+
+@contextlib.contextmanager
+def _free_home() -> Iterator[Path]:
+    """A folder in the cache that stays, and that no other session uses meanwhile."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    cache.mkdir(parents=True, exist_ok=True)
+    for number in itertools.count():
+        path = cache / f"run-local-tests-{os.getuid()}-{number}"
+        with path.with_suffix(".lock").open("w") as lock, contextlib.suppress(BlockingIOError):
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            yield path
+            return
+
+
+def _images(engine: docker.DockerClient | MachineError) -> set[str]:
+    if isinstance(engine, MachineError):
+        return set()
+    return {image["Id"] for image in engine.api.images(filters={"label": dockerd.LABEL})}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def leftovers(home: Path, possible_engine: docker.DockerClient | MachineError) -> Iterator[Leftovers]:
+    """Fails the session if a container, process, mount or file of it is left, and names it."""
+    scratch = Path(tempfile.mkdtemp(prefix="rl-", dir="/tmp"))  # short: the path of a socket has 108 bytes at most
+    found = None if isinstance(possible_engine, MachineError) else possible_engine
+    watch = Leftovers(home=home, session=uuid.uuid4().hex, scratch=scratch, engine=found, alone=IN_CI)
+    before = watch.find()
+    yield watch
+    try:
+        _demand_nothing_left(watch, before)
+    finally:
+        remove_tree(scratch)
+
+
+def _demand_nothing_left(watch: Leftovers, before: set[str]) -> None:
+    left = watch.since(before)
+    watch.remove(left)
+    if left:
+        pytest.fail("\n  ".join(["left behind:", *left]), pytrace=False)
+
+
+@pytest.fixture
+def run_local(home: Path, leftovers: Leftovers) -> Iterator[RunLocal]:
+    """The command as a user calls it. The test fails if what it started left anything behind."""
+    before = leftovers.find()
+    variables = {name: value for name, value in os.environ.items() if not name.startswith(("COV_", "PYTEST_"))}
+    variables |= {
+        SESSION_VARIABLE: leftovers.session,
+        "TMPDIR": str(leftovers.scratch),
+        "XDG_RUNTIME_DIR": str(leftovers.scratch),
+    }
+    command = RunLocal(home=home, variables=variables, started=[])
+    yield command
+    command.end()
+    _demand_nothing_left(leftovers, before)
+
+
+@pytest.fixture(params=[pytest.param("docker", marks=pytest.mark.docker), "process"])
+def runtime(request: pytest.FixtureRequest) -> str:
+    """The name of a runtime; a test that asks for it makes its promise for every one of them."""
+    name: str = request.param
+    if name == "docker":
+        request.getfixturevalue("engine")
+    return name
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> MakeProject:
+    """Writes small workflow projects."""
+    return MakeProject(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def interpreters() -> list[Interpreter]:
+    """The Pythons of this machine that a container may hold too, one of each version, oldest first."""
+    return find_interpreters()
+
+
+@pytest.fixture(scope="session")
+def chromium() -> Path:
+    """A browser without a window."""
+    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if found is None:
+        lacking("chromium", f"none is on PATH of {sys.executable}")
+    return Path(found)
