@@ -1,20 +1,28 @@
 """From the name of a workflow to its manifest: find the file that holds it, and let a child process describe that.
 
-Names are found by reading the source, never by importing it, so that nothing runs that need not. The child is
-`executor.worker.describe`.
+    describe("alphafold_workflow", Path.cwd())
+      → find_root         the project around the folder
+      → scan              its tasks, read off the source; nothing is imported that need not be
+      → executor.worker.describe, in a child that imports the one module and answers with JSON
+
+The child has a file for its answer, because user code prints; what it prints is shown only where it fails.
 """
 
 from __future__ import annotations
 
 import ast
+import contextlib
 import difflib
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
+import tempfile
+import warnings
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,47 +30,66 @@ from executor import machine
 from executor.errors import ProjectError, UsageError
 from executor.manifest import Manifest, TaskEntry, parse_manifest
 
-_PATIENCE_S = 60
-_LEFT_OUT = frozenset({"__pycache__", "node_modules", "site-packages", "build", "dist"})
+PATIENCE_S = 60.0
+
 _MARKS_OF_A_ROOT = ("setup.cfg", "pyproject.toml", ".git")
-_CODING = re.compile(rb"\.task\b")
+_LEFT_OUT = frozenset({"__pycache__", "node_modules", "site-packages", "build", "dist"})
+_MARKS_OF_AN_ENVIRONMENT = frozenset({"pyvenv.cfg", "conda-meta"})
+_TESTS = frozenset({"test", "tests"})
+_MOST_FOLDERS = 20_000
+_MOST_NAMES = 20
+_OURS = str(Path(__file__).resolve().parent.parent)
+_START = (
+    "import sys; path = [entry for entry in sys.path if entry]; sys.path[:] = [sys.argv[2], *path];"
+    "from executor.worker.describe import main; main(path)"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Declared:
+    """A task as the source shows it; `variable` is what stands before `.task`."""
+
+    path: Path
+    name: str
+    variable: str
 
 
 @dataclass(frozen=True)
-class _Found:
-    """A task in the source: its file, and the names of its function and, if that is plain to see, its environment."""
+class _Source:
+    """What a scan of a project found.
 
-    path: Path
-    function: str
-
-
-def describe(workflow: str, start: Path) -> tuple[Manifest, TaskEntry]:
-    """The manifest of the project around `start`, and the task that `workflow` names in it.
-
-    workflow: `alphafold_workflow`, `orchestrator.alphafold_workflow`, `package.module:task` or `file.py:task`
+    environments: variable → the names of the environments that it stands for, where these are plain to see
+    broken:       files that might declare tasks and that Python cannot read → their text
     """
-    root = find_root(start.resolve())
-    where, _, name = workflow.rpartition(":")
-    environment, _, function = name.rpartition(".")
-    path = _named_file(where, start, root) if where else _find(function, root)
-    manifest = _ask(path, root)
-    found = [
-        task
-        for task in manifest.tasks.values()
-        if task.short_name == function and (not environment or task.environment == environment)
-    ]
-    in_file = [task for task in found if (root / task.file).resolve() == path.resolve()]
-    if len(in_file or found) == 1:
-        return manifest, (in_file or found)[0]
-    if found:
-        names = ", ".join(f"`{task.name}`" for task in found)
-        raise UsageError(f"`{workflow}` is the name of several tasks", why=names, hint="name one with its environment")
-    near = difflib.get_close_matches(name, [task.short_name for task in manifest.tasks.values()], 3)
-    raise UsageError(
-        f"`{path.name}` declares no task `{name}`",
-        why=f"it declares {', '.join(f'`{each}`' for each in manifest.tasks) or 'none'}",
-        hint=f"did you mean `{near[0]}`?" if near else "",
-    )
+
+    declared: list[_Declared] = field(default_factory=list)
+    environments: dict[str, set[str]] = field(default_factory=dict)
+    broken: dict[Path, str] = field(default_factory=dict)
+
+
+def describe(workflow: str, start: Path, patience_s: float = PATIENCE_S) -> tuple[Manifest, TaskEntry]:
+    """The manifest of the project around the folder `start`, and the task that `workflow` names in it.
+
+    workflow:   `alphafold_workflow`, `orchestrator.alphafold_workflow`, `package.module:task` or `file.py:task`
+    patience_s: how long importing it may take
+
+    Raises `UsageError` for a name that means no task, or several, and `ProjectError` for code that cannot be read.
+    """
+    start = start.resolve()
+    place, _, task = workflow.rpartition(":")
+    environment, _, name = task.rpartition(".")
+    root = find_root(start)
+    if place:
+        path = _named_file(place, start, root)
+        root = root if path.is_relative_to(root) else find_root(path.parent)
+    else:
+        path = _find(name, environment, root)
+    manifest = _ask(path, root, patience_s)
+    in_file = [entry for entry in manifest.tasks.values() if root / entry.file == path and entry.short_name == name]
+    fitting = [entry for entry in in_file if environment in ("", entry.environment)]
+    if not fitting:
+        raise _no_such_task(task, [entry for entry in manifest.tasks.values() if root / entry.file == path], path, root)
+    return manifest, fitting[-1]
 
 
 def find_root(start: Path) -> Path:
@@ -74,135 +101,195 @@ def find_root(start: Path) -> Path:
     return next((folder for folder in above if any((folder / mark).exists() for mark in _MARKS_OF_A_ROOT)), start)
 
 
-def task_names(root: Path) -> dict[str, list[Path]]:
-    """Every task that the source declares, by the name of its function."""
-    found: dict[str, list[Path]] = {}
-    for each in _scan(root):
-        found.setdefault(each.function, []).append(each.path)
-    return found
+# -- which file --------------------------------------------------------------------------------------------------------
 
 
-def _find(function: str, root: Path) -> Path:
-    """The one file that declares a task of this name."""
-    names = task_names(root)
-    paths = names.get(function, [])
-    outside_tests = [path for path in paths if "tests" not in path.relative_to(root).parts]
-    candidates = list(dict.fromkeys(outside_tests or paths))
-    if len(candidates) == 1:
-        return candidates[0]
-    if candidates:
-        listed = "\n".join(f"`{path.relative_to(root)}:{function}`" for path in candidates)
-        raise UsageError(f"`{function}` is the name of several workflows", why=listed, hint="name one of these")
-    near = difflib.get_close_matches(function, names, 3, 0.5)
-    raise UsageError(
-        f"there is no command and no workflow `{function}`",
-        why=f"no file below `{root}` declares a task of that name",
-        hint=f"did you mean {' or '.join(f'`{each}`' for each in near)}?"
-        if near
-        else f"there are {', '.join(f'`{each}`' for each in sorted(names)[:20])}"
-        if names
-        else "a workflow is a function with `@env.task`; `run-local --help` lists the commands",
+def _named_file(place: str, start: Path, root: Path) -> Path:
+    """The file that `file.py` or `package.module` means."""
+    if place.endswith(".py") or os.sep in place:
+        path = next((base / place for base in (start, root) if (base / place).is_file()), None)
+        if path is None:
+            raise UsageError(f"there is no file `{place}`", why=f"it is not in `{start}`")
+        return path.resolve()
+    ending = os.sep + place.replace(".", os.sep)
+    files = [path for path in _python_files(root) if str(path).endswith((ending + ".py", ending + "/__init__.py"))]
+    for path in sorted(files, key=lambda path: len(path.parts)):
+        if _importable(path, root)[0] == place:
+            return path
+    raise UsageError(f"there is no module `{place}`", why=f"no file below `{root}` is imported under that name")
+
+
+def _find(name: str, environment: str, root: Path) -> Path:
+    """The one file that declares a task of this name; what is declared in tests counts only where nothing else fits."""
+    source = _scan(root)
+    found = [each for each in source.declared if each.name == name]
+    of_environment = [each for each in found if environment in source.environments.get(each.variable, ())]
+    paths = {each.path for each in of_environment or found}
+    paths = {path for path in paths if not _is_test(path, root)} or paths
+    if not paths:  # its file may be one that Python cannot read, and then the import says so
+        paths = {path for path, text in source.broken.items() if re.search(rf"\bdef\s+{re.escape(name)}\b", text)}
+    if not paths:
+        raise _unknown(f"{environment}.{name}" if environment else name, name, source, root)
+    if len(paths) > 1:
+        listed = "\n".join(f"`{path.relative_to(root)}:{name}`" for path in sorted(paths))
+        raise UsageError(f"`{name}` is the name of several tasks", why=listed, hint="name one as it stands here")
+    return paths.pop()
+
+
+def _is_test(path: Path, root: Path) -> bool:
+    *folders, file = path.relative_to(root).parts
+    return not _TESTS.isdisjoint(folders) or file.startswith("test_") or file == "conftest.py"
+
+
+def _unknown(wanted: str, name: str, source: _Source, root: Path) -> UsageError:
+    names = {each.name for each in source.declared if not _is_test(each.path, root)}
+    why = f"below `{root}` there are {_listed(names)}" if names else f"no file below `{root}` declares a task"
+    if source.broken:
+        why += f"\nleft out, because of errors: {_listed(str(path.relative_to(root)) for path in source.broken)}"
+    otherwise = "run it in the folder of your project" if not names else "say where it is: `file.py:task`"
+    return UsageError(f"there is no command and no task `{wanted}`", why=why, hint=_nearest(name, names) or otherwise)
+
+
+def _no_such_task(wanted: str, there: list[TaskEntry], path: Path, root: Path) -> UsageError:
+    names = [name for entry in there for name in (entry.short_name, entry.name)]
+    return UsageError(
+        f"`{path.relative_to(root)}` declares no task `{wanted}`",
+        why=f"it declares {_listed(entry.name for entry in there)}" if there else "it declares none",
+        hint=_nearest(wanted, names) or "a task is a function with `@env.task`, where `env` is a `TaskEnvironment`",
     )
 
 
-def _named_file(where: str, start: Path, root: Path) -> Path:
-    """The file that `file.py` or `package.module` means."""
-    if where.endswith(".py"):
-        path = (start / where).resolve()
-        if path.is_file():
-            return path
-        raise UsageError(f"there is no file `{where}`", why=f"looked at `{path}`")
-    parts = Path(*where.split("."))
-    for base in (root, root / "src", start):
-        for path in (base / parts.with_suffix(".py"), base / parts / "__init__.py"):
-            if path.is_file():
-                return path.resolve()
-    raise UsageError(f"there is no module `{where}`", why=f"looked below `{root}`", hint="`file.py:task` names a file")
+def _listed(names: Iterable[str]) -> str:
+    ordered = sorted(names)
+    more = len(ordered) - _MOST_NAMES
+    return ", ".join(f"`{name}`" for name in ordered[:_MOST_NAMES]) + (f" and {more} more" if more > 0 else "")
 
 
-def _scan(root: Path) -> Iterator[_Found]:
-    for path in _sources(root):
+def _nearest(name: str, names: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, names, 3, 0.5)
+    return f"did you mean {' or '.join(f'`{each}`' for each in near)}?" if near else ""
+
+
+# -- what the source says ----------------------------------------------------------------------------------------------
+
+
+def _scan(root: Path) -> _Source:
+    source = _Source()
+    for path in _python_files(root):
         try:
-            text = path.read_bytes()
-            tree = ast.parse(text) if _CODING.search(text) else None
-        except (OSError, SyntaxError, ValueError):
-            continue  # it is told of when it is asked for
-        for node in ast.walk(tree) if tree else ():
-            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and any(map(_is_task, node.decorator_list)):
-                yield _Found(path, node.name)
+            data = path.read_bytes()
+        except OSError:
+            continue
+        if b".task" not in data:
+            continue
+        try:
+            with warnings.catch_warnings(action="ignore") if sys.version_info >= (3, 11) else contextlib.nullcontext():
+                tree = ast.parse(data)
+        except (SyntaxError, ValueError, RecursionError):
+            source.broken[path] = data.decode("utf-8", "replace")
+            continue
+        for node in ast.walk(tree):
+            _take_note(node, path, source)
+    return source
 
 
-def _is_task(decorator: ast.expr) -> bool:
-    called = decorator.func if isinstance(decorator, ast.Call) else decorator
-    return isinstance(called, ast.Attribute) and called.attr == "task"
+def _take_note(node: ast.AST, path: Path, source: _Source) -> None:
+    if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+        for decorator in node.decorator_list:
+            called = decorator.func if isinstance(decorator, ast.Call) else decorator
+            if isinstance(called, ast.Attribute) and called.attr == "task":
+                source.declared.append(_Declared(path=path, name=node.name, variable=_last_name(called.value)))
+    elif isinstance(node, ast.Assign) and isinstance(node.value, ast.Call):
+        if _last_name(node.value.func) == "TaskEnvironment":
+            given = [*node.value.args[:1], *(each.value for each in node.value.keywords if each.arg == "name")]
+            names = {each.value for each in given if isinstance(each, ast.Constant) and isinstance(each.value, str)}
+            for target in node.targets:
+                source.environments.setdefault(_last_name(target), set()).update(names)
 
 
-def _sources(root: Path) -> Iterator[Path]:
-    for folder, names, files in os.walk(root):
-        here = Path(folder)
-        names[:] = sorted(
-            name
-            for name in names
-            if not name.startswith(".")
-            and name not in _LEFT_OUT
-            and not (here / name / "pyvenv.cfg").exists()
-            and not (here / name / "conda-meta").exists()
-        )
-        yield from (here / name for name in sorted(files) if name.endswith(".py"))
+def _last_name(node: ast.expr) -> str:
+    return str(getattr(node, "attr", getattr(node, "id", "")))
 
 
-def _module_of(path: Path, root: Path) -> tuple[str, list[Path]]:
-    """The name to import a file by, and the folders that sys.path needs for it."""
+def _python_files(root: Path) -> Iterator[Path]:
+    """The project's source: not what is hidden, built, installed, or run-local's own home."""
+    home = os.path.abspath(os.environ.get("RUN_LOCAL_HOME") or os.devnull)
+    for count, (folder, names, files) in enumerate(os.walk(root)):
+        if count >= _MOST_FOLDERS:
+            raise UsageError(
+                f"`{root}` is too large to look for a workflow in it",
+                why=f"it has more than {_MOST_FOLDERS} folders, and nothing marks the project",
+                hint="run it in the folder of your project, the one with `envs/`, or name the file: `file.py:task`",
+            )
+        if folder == home or (folder != str(root) and not _MARKS_OF_AN_ENVIRONMENT.isdisjoint([*names, *files])):
+            names.clear()
+            continue
+        names[:] = [name for name in names if not (name.startswith(".") or name in _LEFT_OUT)]
+        yield from (Path(folder, name) for name in files if name.endswith(".py"))
+
+
+# -- the child ---------------------------------------------------------------------------------------------------------
+
+
+def _importable(path: Path, root: Path) -> tuple[str, list[Path]]:
+    """The name to import a file by, and the folders on sys.path that this takes: above its package, and the root."""
     folder, parts = path.parent, [] if path.name == "__init__.py" else [path.stem]
-    while (folder / "__init__.py").exists() and folder != folder.parent:
+    while (folder / "__init__.py").exists() and folder != root:
         parts.insert(0, folder.name)
         folder = folder.parent
-    return ".".join(parts), list(dict.fromkeys([folder, root]))
+    return ".".join(parts), list(dict.fromkeys((folder, root)))
 
 
-def _ask(path: Path, root: Path) -> Manifest:
-    module, folders = _module_of(path, root)
-    if not all(folder == root or root in folder.parents for folder in folders):
-        raise UsageError(f"`{path}` lies outside of its project", why=f"the project is `{root}`")
-    request = {"module": module, "roots": [str(folder) for folder in folders], "root": str(root)}
-    command = [sys.executable, "-P" if sys.version_info >= (3, 11) else "-s", "-m", "executor.worker.describe"]
-    process = machine.spawn(
-        [*command, json.dumps(request)],
-        cwd=Path(__file__).parent.parent,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": str(Path(__file__).parent.parent)},
-    )
-    try:
-        stdout, stderr = process.communicate(timeout=_PATIENCE_S)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.communicate()
-        raise ProjectError(
-            f"`{path.name}` was not imported after {_PATIENCE_S} s",
-            hint="what takes so long belongs into a task, not to the level of the module",
-        ) from None
-    except BaseException:
-        process.kill()
-        process.communicate()
-        raise
-    return _read_answer(stdout, stderr, path)
-
-
-def _read_answer(stdout: str, stderr: str, path: Path) -> Manifest:
-    try:
-        answer: dict[str, Any] = json.loads(stdout)
-    except ValueError:
-        raise ProjectError(f"importing `{path.name}` ended the process", why=stderr.strip()[-2000:]) from None
-    if "error" in answer:
-        raise ProjectError(**answer["error"])
-    if "failure" in answer:
-        failure = answer["failure"]
-        raise ProjectError(
-            f"`{path.name}` cannot be imported: {failure['code']}: {failure['message']}".rstrip(": "),
-            why=failure["traceback"].strip(),
-            hint="it must be importable without running the workflow; packages that are missing here are stood in for",
+def _ask(path: Path, root: Path, patience_s: float) -> Manifest:
+    """The manifest, as the child answers it."""
+    module, roots = _importable(path, root)
+    file = str(path.relative_to(root))
+    if not module or "." in path.stem:
+        raise ProjectError(f"`{file}` cannot be imported", why="its name is not the name of a module")
+    with tempfile.TemporaryFile() as answer, tempfile.TemporaryFile() as printed:
+        request = {
+            "root": str(root),
+            "roots": [str(folder) for folder in roots],
+            "module": module,
+            "file": file,
+            "answer": answer.fileno(),
+            "patience_s": patience_s,
+        }
+        child = machine.spawn(
+            [sys.executable, "-c", _START, json.dumps(request), _OURS],
+            cwd=root,
+            env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
+            stdin=subprocess.DEVNULL,
+            stdout=printed,
+            stderr=printed,
+            pass_fds=[answer.fileno()],
+            start_new_session=True,
         )
-    return parse_manifest(answer["manifest"])
+        status = _wait(child, patience_s)
+        answer.seek(0)
+        printed.seek(0)
+        return _take_answer(answer.read(), printed.read(), status, file)
+
+
+def _wait(child: subprocess.Popen[Any], patience_s: float) -> int:
+    """Its exit status; it and all that it started are gone afterwards. It watches the clock itself, unless it cannot."""
+    try:
+        return child.wait(timeout=patience_s + 5)
+    except subprocess.TimeoutExpired:
+        return -signal.SIGALRM
+    finally:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(child.pid, signal.SIGKILL)
+        child.wait()
+
+
+def _take_answer(answer: bytes, printed: bytes, status: int, file: str) -> Manifest:
+    try:
+        doc: dict[str, Any] = json.loads(answer)
+    except ValueError:
+        how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
+        doc = {"error": {"what": f"`{file}` cannot be imported", "why": f"the process that imported it {how}"}}
+    if "error" in doc:
+        sys.stderr.write(printed.decode("utf-8", "replace")[-20_000:])
+        raise ProjectError(**doc["error"])
+    return parse_manifest(doc["manifest"])

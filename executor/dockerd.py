@@ -74,6 +74,15 @@ def translated(doing: str) -> Iterator[None]:
         raise MachineError(f"{doing}: the Docker engine did not do it", why=_reason(exc)) from exc
 
 
+def describe_engine(client: docker.DockerClient) -> str:
+    """What answers, in one line for people."""
+    with translated("the engine cannot be asked what it is"):
+        version, info = client.version(), client.info()
+    name = (version.get("Components") or [{}])[0].get("Name", "Engine")
+    groups = info.get("CgroupVersion", "1")
+    return f"{name} {version['Version']} (API {version['ApiVersion']}), {info['Driver']}, control groups v{groups}"
+
+
 def load(client: docker.DockerClient, archive: Iterator[bytes]) -> None:
     """Load an image from the chunks of an archive."""
     with translated("an image cannot be loaded"):

@@ -21,16 +21,16 @@ import click
 from executor.errors import RunLocalError
 from executor.version import VERSION
 
-#: Each command's module is loaded when the command is used, so that `--help` does not wait for all of them.
+#: Name → the module that is loaded when the command is used, and what `--help` says without loading it.
 COMMANDS = {
-    "build": "executor.cli.environments",
-    "doctor": "executor.cli.doctor",
-    "envs": "executor.cli.environments",
-    "lock": "executor.cli.environments",
-    "logs": "executor.cli.records",
-    "plan": "executor.cli.plan",
-    "runs": "executor.cli.records",
-    "show": "executor.cli.records",
+    "build": ("executor.cli.environments", "Build environments: images, or prefixes for the process runtime."),
+    "doctor": ("executor.cli.doctor", "Say what this machine has, and what run-local can do with it."),
+    "envs": ("executor.cli.environments", "List the environments of this project, and how far each has come."),
+    "lock": ("executor.cli.environments", "Solve environments, and write conda-lock.yml beside their specifications."),
+    "logs": ("executor.cli.records", "Print what the tasks of a run wrote."),
+    "plan": ("executor.cli.plan", "Say what running a workflow would lock and build, and what is missing where."),
+    "runs": ("executor.cli.records", "List past runs, newest first."),
+    "show": ("executor.cli.records", "Show one run: its calls, how each ended, where its outputs are."),
 }
 
 _HELP = """Run Python workflows whose tasks need different environments, each task in its own container.
@@ -53,12 +53,17 @@ class Commands(click.Group):
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
         """The command of this name, or the workflow."""
         if name in COMMANDS:
-            command: click.Command = getattr(importlib.import_module(COMMANDS[name]), f"{name}_command")
+            command: click.Command = getattr(importlib.import_module(COMMANDS[name][0]), f"{name}_command")
             return command
         if name.startswith("-"):
             return None
         workflow: click.Command = importlib.import_module("executor.cli.workflow").workflow_command(name)
         return workflow
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the commands without loading them."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in sorted(COMMANDS.items())])
 
 
 @click.group(cls=Commands, help=_HELP, context_settings={"help_option_names": ["-h", "--help"]})

@@ -19,10 +19,10 @@ from executor import dockerd, machine
 from executor.environments import image, prefix
 from executor.environments.base import Base, find_base
 from executor.environments.lock import Lock, find_lock, lock, read_lock
-from executor.environments.spec import Spec, find_spec, spec_names
+from executor.environments.spec import Spec, find_spec, read_spec, spec_names
 from executor.manifest import Manifest
 
-__all__ = ["Builder", "Built", "Lock", "Progress", "Spec", "State", "find_spec", "spec_names"]
+__all__ = ["Builder", "Built", "Lock", "Progress", "Spec", "State", "find_spec", "read_spec", "spec_names"]
 
 _RECIPE = 1
 
@@ -75,8 +75,12 @@ class Builder:
             self._client.close()
 
     def build(self, manifest: Manifest, environment: str) -> Built:
-        """Lock and build an environment, or find it built. Raises `EnvironmentFailed` or `MachineError`."""
-        spec = find_spec(manifest, environment)
+        """Lock and build a declared environment, or find it built. Raises `EnvironmentFailed` or `MachineError`."""
+        return self.build_spec(find_spec(manifest, environment))
+
+    def build_spec(self, spec: Spec) -> Built:
+        """The same for a specification."""
+        environment = spec.name
         base, locked = self.lock(spec)
         key = _key(spec, locked, base)
         made_image, made_prefix = None, None

@@ -1,8 +1,9 @@
-"""`python -m executor.worker.describe`: what a workflow's module declares, as JSON.
+"""The process that imports a workflow, on the host, and answers with a manifest as JSON; see `executor.describe`.
 
-Runs in a short-lived child of the command line, because importing user code may do anything. What the user's code prints
-goes to stderr; the answer has a file of its own. Its one argument is JSON: module, roots (folders for sys.path), root (of
-the project). Answer: `{"manifest": {…}}`, `{"failure": {"code", "message", "traceback"}}`, or `{"error": {what, why, hint}}`.
+    {"manifest": …}  or  {"error": {"what", "why", "hint"}}      into the file descriptor that the request names
+
+Module-level code of the user runs here and nowhere else on the host. What it prints, does to the working directory or
+leaves running is no business of the answer, and this process ends as soon as that is written.
 """
 
 from __future__ import annotations
@@ -11,148 +12,216 @@ import importlib
 import inspect
 import json
 import os
+import pathlib
+import signal
 import sys
 import traceback
-from typing import Any
+from typing import Any, NoReturn
 
 from executor import authoring
 from executor.errors import ProjectError, RunLocalError
 from executor.worker import shapes, stubs
+from executor.worker.tracebacks import render_traceback, short_name, user_frames
 
-_OURS = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-
-
-def describe(module: str, roots: list[str], root: str) -> dict[str, Any]:
-    """Import a module, and describe every environment and task that this declared."""
-    sys.path[:0] = roots
-    missing: dict[str, list[str]] = {}
-
-    def note(name: str, place: str) -> None:
-        places = missing.setdefault(name, [])
-        if (short := _relative(place, root)) not in places:
-            places.append(short)
-
-    stubs.install(roots, "describe", note)
-    importlib.import_module(module)
-    _refuse_duplicates(root)
-    tasks = [task for environment in authoring.ENVIRONMENTS for task in environment.tasks.values()]
-    return {
-        "root": root,
-        "import_roots": [os.path.relpath(each, root) for each in roots],
-        "environments": [_describe_environment(each, root) for each in authoring.ENVIRONMENTS],
-        "tasks": [_describe_task(task, root) for task in tasks],
-        "missing": missing,
-    }
+_MOST_TEXT = 200
+_NO_VALUE: dict[Any, str] = {
+    inspect.Parameter.POSITIONAL_ONLY: "it can only be given by position",
+    inspect.Parameter.VAR_POSITIONAL: "it takes any number of values without names",
+    inspect.Parameter.VAR_KEYWORD: "it takes values of any name",
+}
 
 
-def _refuse_duplicates(root: str) -> None:
-    seen: dict[str, authoring.TaskEnvironment] = {}
-    for environment in authoring.ENVIRONMENTS:
-        first = seen.setdefault(environment.name, environment)
-        if first is not environment:
-            places = " and ".join(_place(each, root) for each in (first, environment))
-            raise ProjectError(
-                f"two environments are called `{environment.name}`",
-                why=f"they are declared at {places}",
-                hint="rename one, or import the first where the second is",
-            )
+class _TooSlow(BaseException):
+    """The import takes too long."""
 
 
-def _place(environment: authoring.TaskEnvironment, root: str) -> str:
+def main(path: list[str]) -> NoReturn:
+    """Answer the request in the first argument; `path` is what user code finds on sys.path after its own folders.
+
+    root, roots:  the project, and its folders for sys.path, absolute
+    module, file: what to import, and its file relative to the root, for messages
+    answer:       file descriptor
+    patience_s:   seconds that the import may take
+    """
+    request = json.loads(sys.argv[1])
+    os.set_inheritable(request["answer"], False)
+    sys.argv = [request["file"]]
+    sys.path[:] = [*request["roots"], *path]
+    answer = _answer(request)
+    with open(request["answer"], "w", encoding="utf-8") as file:
+        json.dump(answer, file)
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(0)  # without waiting for threads that the user's modules may have started
+
+
+def _answer(request: dict[str, Any]) -> dict[str, Any]:
+    try:
+        return {"manifest": _describe(request)}
+    except RunLocalError as exc:
+        place = _place(exc, request["root"])
+        return _error(exc.what, "\n".join(filter(None, (exc.why, place))), exc.hint)
+    except _TooSlow as exc:
+        what = f"`{request['file']}` is not imported after {request['patience_s']:g} s"
+        return _error(what, render_traceback(exc, request["root"]), "do slow work in a task, not at module level")
+    except SystemExit as exc:
+        hint = 'put it under `if __name__ == "__main__":`'
+        return _error(
+            f"`{request['file']}` ends Python when it is imported", render_traceback(exc, request["root"]), hint
+        )
+    except BaseException as exc:  # noqa: BLE001  user code may raise anything, and all of it is news
+        return _error(f"`{request['file']}` cannot be imported", render_traceback(exc, request["root"]), "")
+
+
+def _error(what: str, why: str, hint: str) -> dict[str, Any]:
+    return {"error": {"what": what, "why": why.rstrip(), "hint": hint}}
+
+
+def _place(exc: BaseException, root: str) -> str:
+    """The user's line that led to an error of ours."""
+    frames = user_frames(traceback.extract_tb(exc.__traceback__))
+    return f"{short_name(frames[-1].filename, root)}:{frames[-1].lineno}: {frames[-1].line}" if frames else ""
+
+
+def _describe(request: dict[str, Any]) -> dict[str, Any]:
+    missing: dict[str, dict[str, None]] = {}
+    stand_ins = stubs.install(request["roots"], "", lambda name, at: missing.setdefault(name, {}).update({at: None}))
+    authoring.CALLER.append(_refuse_call)
+    signal.signal(signal.SIGALRM, _give_up)
+    signal.setitimer(signal.ITIMER_REAL, request["patience_s"])
+    with stand_ins.loading():
+        importlib.import_module(request["module"])
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        environments = list(authoring.ENVIRONMENTS)
+        _refuse_twins(environments, request["root"])
+        tasks = [task for environment in environments for task in environment.tasks.values()]
+        return {
+            "root": request["root"],
+            "import_roots": [os.path.relpath(root, request["root"]) for root in request["roots"]],
+            "environments": [_describe_environment(each, request["root"]) for each in environments],
+            "tasks": [_describe_task(task, request["root"]) for task in tasks],
+            "missing": {name: list(places) for name, places in missing.items()},
+        }
+
+
+def _give_up(*_: object) -> NoReturn:
+    raise _TooSlow
+
+
+def _refuse_call(task: authoring.Task[Any, Any], *_: object) -> NoReturn:
+    raise ProjectError(
+        f"task `{task.name}` is called while its workflow is imported",
+        hint='put the call under `if __name__ == "__main__":`',
+    )
+
+
+def _refuse_twins(environments: list[authoring.TaskEnvironment], root: str) -> None:
+    first: dict[str, authoring.TaskEnvironment] = {}
+    for environment in environments:
+        twin = first.setdefault(environment.name, environment)
+        if twin is environment:
+            continue
+        places = [_declared_at(each, root) for each in (twin, environment)]
+        reason = f"at {places[0]} and at {places[1]}"
+        if places[0] == places[1]:
+            reason = f"at {places[0]}, which was imported twice, under different names"
+        raise ProjectError(
+            f"environment `{environment.name}` is declared twice",
+            why=reason,
+            hint="declare it once, in a module of its own, and import it from there",
+        )
+
+
+def _declared_at(environment: authoring.TaskEnvironment, root: str) -> str:
     file, line = environment.declared_at
-    return f"{_relative(file, root)}:{line}"
+    return f"{short_name(file, root)}:{line}"
 
 
 def _describe_environment(environment: authoring.TaskEnvironment, root: str) -> dict[str, Any]:
+    at = f"environment `{environment.name}` ({_declared_at(environment, root)})"
+    for other in (*environment.depends_on, *environment.extends):
+        if not isinstance(other, authoring.TaskEnvironment):
+            raise ProjectError(f"{at}: `{other!r}` is no environment", hint="pass the `TaskEnvironment` itself")
+    if not isinstance(environment.image, (str, type(None))):
+        raise ProjectError(f"{at}: `image` must be a path", why=f"it is {environment.image!r}")
+    for each in environment.env_vars.items():
+        if not all(isinstance(part, str) for part in each):
+            raise ProjectError(f"{at}: `env_vars` must be text", why=f"{each[0]!r} is {each[1]!r}")
+    try:
+        resources = environment.resources.to_json()
+    except RunLocalError as exc:
+        raise ProjectError(f"{at}: {exc.what}", why=exc.why, hint=exc.hint) from None
     file, line = environment.declared_at
     return {
         "name": environment.name,
         "image": environment.image,
-        "depends_on": [each.name for each in environment.depends_on],
-        "extends": [each.name for each in environment.extends],
-        "resources": environment.resources.to_json(),
-        "env_vars": {str(name): str(value) for name, value in environment.env_vars.items()},
-        "file": _relative(file, root),
+        "depends_on": [other.name for other in environment.depends_on],
+        "extends": [other.name for other in environment.extends],
+        "resources": resources,
+        "env_vars": environment.env_vars,
+        "file": short_name(file, root),
         "line": line,
     }
 
 
 def _describe_task(task: authoring.Task[Any, Any], root: str) -> dict[str, Any]:
-    code = inspect.unwrap(task.function).__code__
-    annotations = shapes.parameter_annotations(task.function)
+    function = inspect.unwrap(task.function)
+    code = getattr(function, "__code__", None)
+    file, line = (code.co_filename, code.co_firstlineno) if code else task.environment.declared_at
+    file = short_name(os.path.abspath(file), root)
+    _refuse_hidden(task, f"{file}:{line}")
+    hints = shapes.resolve_hints(task.function)
     return {
         "name": task.name,
         "environment": task.environment.name,
         "module": task.__module__,
         "qualname": task.__qualname__,
-        "file": _relative(code.co_filename, root),
-        "line": code.co_firstlineno,
+        "file": file,
+        "line": line,
         "doc": inspect.getdoc(task.function) or "",
         "parameters": [
-            _describe_parameter(parameter, annotations.get(parameter.name, Any))
-            for parameter in inspect.signature(task.function).parameters.values()
+            _describe_parameter(each, hints.get(name, each.annotation), root)
+            for name, each in shapes.signature(task.function).parameters.items()
         ],
         "retries": task.retries,
         "timeout_s": task.timeout,
     }
 
 
-def _describe_parameter(parameter: inspect.Parameter, annotation: Any) -> dict[str, Any]:
-    described: dict[str, Any] = {
+def _refuse_hidden(task: authoring.Task[Any, Any], place: str) -> None:
+    """A container finds a task by the name of its function in its module; refuse one that is not found there."""
+    found: Any = sys.modules.get(task.__module__)
+    for part in task.__qualname__.split("."):
+        found = getattr(found, part, None)
+    if found is not task:
+        raise ProjectError(
+            f"task `{task.name}` cannot be found by its name",
+            why=f"`{task.__qualname__}` of module `{task.__module__}` is not the task that {place} declares",
+            hint="declare tasks at the top level of a module, each under a name of its own, with `@env.task` outermost",
+        )
+
+
+def _describe_parameter(parameter: inspect.Parameter, annotation: Any, root: str) -> dict[str, Any]:
+    required = parameter.default is inspect.Parameter.empty
+    default, text = (None, "") if required else _describe_default(parameter.default, root)
+    return {
         "name": parameter.name,
         "type": shapes.describe_type(annotation),
-        "required": parameter.default is parameter.empty,
+        "required": required and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD),
+        "default": default,
+        "default_text": text,
+        "problem": _NO_VALUE.get(parameter.kind, ""),
     }
-    if parameter.kind not in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
-        described["problem"] = f"`{parameter}` cannot be given by name"
-        described["required"] = parameter.kind == parameter.POSITIONAL_ONLY and described["required"]
-    if parameter.default is not parameter.empty:
-        described["default_text"] = _short(parameter.default)
-        try:
-            described["default"] = json.loads(json.dumps(parameter.default))
-        except (TypeError, ValueError):
-            described["default"] = None
-    return described
 
 
-def _short(value: Any) -> str:
-    text = os.path.basename(value) if isinstance(value, os.PathLike) else repr(value)
-    return text if len(text) < 80 else text[:80] + "…"
-
-
-def _relative(path: str, root: str) -> str:
-    real = os.path.realpath(path)
-    return real[len(root) + 1 :] if real.startswith(root + os.sep) else path
-
-
-def _failure(exc: BaseException, root: str) -> dict[str, Any]:
-    """What user code raised, with its own frames only."""
-    formatted = traceback.TracebackException.from_exception(exc)
-    link: traceback.TracebackException | None = formatted
-    while link is not None:
-        kept = [frame for frame in link.stack if not frame.filename.startswith((_OURS, "<frozen"))]
-        shortened = [traceback.FrameSummary(_relative(f.filename, root), f.lineno, f.name, line=f.line) for f in kept]
-        link.stack = traceback.StackSummary.from_list(shortened)
-        link = link.__cause__ or link.__context__
-    return {"code": type(exc).__name__, "message": str(exc), "traceback": "".join(formatted.format())}
-
-
-def main() -> None:
-    """Describe, and answer whatever happens."""
-    request = json.loads(sys.argv[1])
-    answer_to = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
-    root = request["root"]
+def _describe_default(default: Any, root: str) -> tuple[Any, str]:
+    """The default as JSON, or None and a text."""
+    if isinstance(default, pathlib.PurePath):
+        return None, short_name(str(default), root)
     try:
-        answer: dict[str, Any] = {"manifest": describe(request["module"], request["roots"], root)}
-    except RunLocalError as exc:
-        answer = {"error": {"what": exc.what, "why": exc.why, "hint": exc.hint}}
-    except BaseException as exc:  # noqa: BLE001  importing user code may raise anything, sys.exit included
-        answer = {"failure": _failure(exc, root)}
-    json.dump(answer, answer_to)
-    answer_to.flush()
-    os._exit(0)  # a thread that the user's code started must not keep us
-
-
-if __name__ == "__main__":
-    main()
+        if json.loads(json.dumps(default, allow_nan=False)) == default:
+            return default, ""
+    except (TypeError, ValueError, RecursionError):
+        pass
+    text = repr(default)
+    return None, text if len(text) <= _MOST_TEXT else text[:_MOST_TEXT] + "…"

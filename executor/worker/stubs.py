@@ -11,7 +11,6 @@ else meets a stand-in; that is why `__import__` is wrapped, and not a finder add
 
 from __future__ import annotations
 
-import ast
 import builtins
 import contextlib
 import os
@@ -22,17 +21,13 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Callable
 
 from executor.errors import MissingModule
+from executor.worker.source import is_source, read_imports
 
 #: Called with a module's name and where it is imported ("file:line"), for every such import that got a stand-in.
 Note = Callable[[str, str], None]
 
-_CATCH_IMPORT_ERROR = frozenset({"ImportError", "ModuleNotFoundError", "Exception", "BaseException"})
 _IN_NEWER_PYTHONS = frozenset({"annotationlib", "compression", "tomllib"})
 _NOT_TO_BE_STUBBED = frozenset(getattr(sys, "stdlib_module_names", sys.builtin_module_names)) | _IN_NEWER_PYTHONS
-_INSTALLED = frozenset({"site-packages", "dist-packages"})
-_MARKS_OF_AN_ENVIRONMENT = ("pyvenv.cfg", "conda-meta")
-_OURS = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
-_STDLIB = os.path.dirname(os.path.abspath(os.__file__)) + os.sep
 
 _OPERATORS = (
     *("add", "sub", "mul", "matmul", "truediv", "floordiv", "mod", "divmod", "pow", "lshift", "rshift", "and", "xor"),
@@ -42,7 +37,7 @@ _OPERATORS = (
 _CONVERSIONS = ("iter", "len", "int", "float", "complex", "index", "fspath", "bytes", "next", "await", "reversed")
 
 
-def install(roots: Sequence[str], environment: str, note: Note) -> Stubs:
+def install(roots: Sequence[str], environment: str, note: Note = lambda *_: None) -> Stubs:
     """From now on, answer imports by source below `roots` of what is missing with stand-ins.
 
     roots:       folders of the project's source, absolute
@@ -122,14 +117,14 @@ class Stubs:
 
     def _is_ours_to_stub(self, file: str) -> bool:
         if file not in self._is_project:
-            self._is_project[file] = any(_is_source(root, os.path.abspath(file)) for root in self._roots)
+            self._is_project[file] = any(is_source(root, os.path.abspath(file)) for root in self._roots)
         return self._is_project[file]
 
     def _import_at(self, frame: types.FrameType) -> bool | None:
         """Whether the import statement that a frame is at is guarded; None where there is no such statement."""
         file = frame.f_code.co_filename
         if file not in self._imports:
-            self._imports[file] = _read_imports(file)
+            self._imports[file] = read_imports(file)
         return self._imports[file].get(frame.f_lineno)
 
     def _short(self, file: str) -> str:
@@ -286,56 +281,3 @@ def _placeholder(stub: Stub) -> type:
 
 def _text(value: Any) -> str:
     return value.__qualname__ if isinstance(value, type) else repr(value)
-
-
-def _is_source(root: str, file: str) -> bool:
-    """Whether a file is the project's own: below the root, and nothing installed, hidden or part of run-local."""
-    if not file.startswith(root.rstrip(os.sep) + os.sep) or file.startswith((_OURS, _STDLIB)):
-        return False
-    *folders, _ = os.path.relpath(file, root).split(os.sep)
-    for depth, folder in enumerate(folders, start=1):
-        path = os.path.join(root, *folders[:depth])
-        if folder in _INSTALLED or folder.startswith("."):
-            return False
-        if any(os.path.exists(os.path.join(path, mark)) for mark in _MARKS_OF_AN_ENVIRONMENT):
-            return False
-    return True
-
-
-def _read_imports(file: str) -> dict[int, bool]:
-    """The lines of a file that belong to import statements, and whether each is guarded."""
-    found: dict[int, bool] = {}
-    with contextlib.suppress(OSError, SyntaxError, ValueError), open(file, "rb") as source:
-        _find_imports(ast.parse(source.read()), False, found)
-    return found
-
-
-def _find_imports(node: ast.AST, guarded: bool, found: dict[int, bool]) -> None:
-    if isinstance(node, (ast.Import, ast.ImportFrom)):
-        found.update(dict.fromkeys(range(node.lineno, (node.end_lineno or node.lineno) + 1), guarded))
-        return
-    if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)):
-        guarded = False  # its body runs when the guard is long gone
-    guards = any(map(_catches, getattr(node, "handlers", ())))  # of `try`, which before 3.11 is one class, then two
-    guards = guards or any(_suppresses(item.context_expr) for item in getattr(node, "items", ()))
-    for name, value in ast.iter_fields(node):
-        for child in value if isinstance(value, list) else (value,):
-            if isinstance(child, ast.AST):
-                _find_imports(child, guarded or (guards and name == "body"), found)
-
-
-def _catches(handler: ast.ExceptHandler) -> bool:
-    return handler.type is None or _names_import_error(handler.type)
-
-
-def _suppresses(expression: ast.expr) -> bool:
-    if not isinstance(expression, ast.Call):
-        return False
-    named = getattr(expression.func, "attr", getattr(expression.func, "id", ""))
-    return named == "suppress" and any(map(_names_import_error, expression.args))
-
-
-def _names_import_error(expression: ast.expr) -> bool:
-    if isinstance(expression, ast.Tuple):
-        return any(map(_names_import_error, expression.elts))
-    return getattr(expression, "attr", getattr(expression, "id", "")) in _CATCH_IMPORT_ERROR
