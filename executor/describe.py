@@ -20,6 +20,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -31,6 +32,7 @@ from executor.errors import ProjectError, UsageError
 from executor.manifest import Manifest, TaskEntry, parse_manifest
 
 PATIENCE_S = 60.0
+_GRACE_S = 5.0
 
 _MARKS_OF_A_ROOT = ("setup.cfg", "pyproject.toml", ".git")
 _LEFT_OUT = frozenset({"__pycache__", "node_modules", "site-packages", "build", "dist"})
@@ -174,6 +176,12 @@ def _nearest(name: str, names: Iterable[str]) -> str:
 
 
 def _scan(root: Path) -> _Source:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about escapes in the user's strings, for example
+        return _read_sources(root)
+
+
+def _read_sources(root: Path) -> _Source:
     source = _Source()
     for path in _python_files(root):
         try:
@@ -183,8 +191,7 @@ def _scan(root: Path) -> _Source:
         if b".task" not in data:
             continue
         try:
-            with warnings.catch_warnings(action="ignore") if sys.version_info >= (3, 11) else contextlib.nullcontext():
-                tree = ast.parse(data)
+            tree = ast.parse(data)
         except (SyntaxError, ValueError, RecursionError):
             source.broken[path] = data.decode("utf-8", "replace")
             continue
@@ -200,11 +207,12 @@ def _take_note(node: ast.AST, path: Path, source: _Source) -> None:
             if isinstance(called, ast.Attribute) and called.attr == "task":
                 source.declared.append(_Declared(path=path, name=node.name, variable=_last_name(called.value)))
     elif isinstance(node, ast.Assign) and isinstance(node.value, ast.Call):
-        if _last_name(node.value.func) == "TaskEnvironment":
-            given = [*node.value.args[:1], *(each.value for each in node.value.keywords if each.arg == "name")]
+        call, names = node.value, set[str]()
+        if _last_name(call.func) == "TaskEnvironment":
+            given = [*call.args[:1], *(each.value for each in call.keywords if each.arg == "name")]
             names = {each.value for each in given if isinstance(each, ast.Constant) and isinstance(each.value, str)}
-            for target in node.targets:
-                source.environments.setdefault(_last_name(target), set()).update(names)
+        for target in node.targets:
+            source.environments.setdefault(_last_name(target), set()).update(names)
 
 
 def _last_name(node: ast.expr) -> str:
@@ -213,7 +221,7 @@ def _last_name(node: ast.expr) -> str:
 
 def _python_files(root: Path) -> Iterator[Path]:
     """The project's source: not what is hidden, built, installed, or run-local's own home."""
-    home = os.path.abspath(os.environ.get("RUN_LOCAL_HOME") or os.devnull)
+    home = str(Path(os.environ.get("RUN_LOCAL_HOME") or os.devnull).absolute())
     for count, (folder, names, files) in enumerate(os.walk(root)):
         if count >= _MOST_FOLDERS:
             raise UsageError(
@@ -265,22 +273,32 @@ def _ask(path: Path, root: Path, patience_s: float) -> Manifest:
             pass_fds=[answer.fileno()],
             start_new_session=True,
         )
-        status = _wait(child, patience_s)
+        status = _wait(child, patience_s, file)
         answer.seek(0)
         printed.seek(0)
         return _take_answer(answer.read(), printed.read(), status, file)
 
 
-def _wait(child: subprocess.Popen[Any], patience_s: float) -> int:
-    """Its exit status; it and all that it started are gone afterwards. It watches the clock itself, unless it cannot."""
+def _wait(child: subprocess.Popen[Any], patience_s: float, file: str) -> int:
+    """Its exit status; it and all that it started are gone afterwards.
+
+    It watches the clock itself, to say where it was; it cannot where it does not come back to Python.
+    """
+    timer = threading.Timer(patience_s + _GRACE_S, child.kill)
+    timer.start()
     try:
-        return child.wait(timeout=patience_s + 5)
-    except subprocess.TimeoutExpired:
-        return -signal.SIGALRM
+        status = child.wait()
+        late = timer.finished.is_set()
     finally:
+        timer.cancel()
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(child.pid, signal.SIGKILL)
         child.wait()
+    if late:
+        raise ProjectError(
+            f"`{file}` is not imported after {patience_s:g} s", why="it hangs in code that is not Python"
+        )
+    return status
 
 
 def _take_answer(answer: bytes, printed: bytes, status: int, file: str) -> Manifest:
