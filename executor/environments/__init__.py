@@ -24,7 +24,7 @@ from executor.manifest import Manifest
 
 __all__ = ["Builder", "Built", "Lock", "Progress", "Spec", "State", "find_spec", "read_spec", "spec_names"]
 
-_RECIPE = 1
+_RECIPE = 2
 
 
 @dataclass(frozen=True, kw_only=True)

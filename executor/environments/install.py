@@ -94,12 +94,12 @@ class Installer:
 
     def _compile(self) -> None:
         python = str(self._folder / "bin/python")
-        options = ["-q", "-j", "0", "--invalidation-mode", "unchecked-hash", "-x", "/tests?/|lib2to3|/bad_"]
+        options = ["-q", "-f", "-j", "0", "--invalidation-mode", "unchecked-hash", "-x", "/tests?/|lib2to3|/bad_"]
         where = ["-s", str(self._folder), "-p", self._prefix]
         for library in self._folder.glob("lib/python*"):
             # Packages hold files for other versions of Python, which do not compile here; that is no failure.
             subprocess.run(
-                [python, "-I", "-m", "compileall", *options, *where, str(library)], capture_output=True, check=False
+                [python, "-I", "-B", "-m", "compileall", *options, *where, str(library)], capture_output=True, check=False
             )
 
 

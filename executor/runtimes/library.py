@@ -1,12 +1,15 @@
 """The part of run-local that travels: a folder with the agent and what it needs, mounted into every slot.
 
 It holds the few modules of ours that a container needs and cloudpickle, nothing else, so that a task sees none of the
-host's packages. The folder is kept by content, so a new version of run-local makes a new one.
+host's packages. The folder is kept by content, so a new version of run-local makes a new one. It is byte-compiled for
+the Python that runs us, which environments often share.
 """
 
 from __future__ import annotations
 
+import compileall
 import hashlib
+import py_compile
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -53,6 +56,7 @@ def _write(contents: dict[str, bytes], target: Path) -> None:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(data)
             path.chmod(0o644)
+        compileall.compile_dir(temporary, quiet=2, invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH)
         for folder in (temporary, *(path for path in temporary.rglob("*") if path.is_dir())):
             folder.chmod(0o755)
         if not target.exists():
