@@ -60,13 +60,18 @@ class _Declared:
 class _Source:
     """What a scan of a project found.
 
-    environments: variable → the names of the environments that it stands for, where these are plain to see
+    environments: variable → file → names of the environments that it stands for there, where these are plain to see
     broken:       files that might declare tasks and that Python cannot read → their text
     """
 
     declared: list[_Declared] = field(default_factory=list)
-    environments: dict[str, set[str]] = field(default_factory=dict)
+    environments: dict[str, dict[Path, set[str]]] = field(default_factory=dict)
     broken: dict[Path, str] = field(default_factory=dict)
+
+    def is_of(self, task: _Declared, environment: str) -> bool:
+        """Whether a task seems to be of this environment, which its file declares or imports from another."""
+        files = self.environments.get(task.variable, {})
+        return environment in files.get(task.path, set().union(*files.values()))
 
 
 def describe(workflow: str, start: Path, patience_s: float = PATIENCE_S) -> tuple[Manifest, TaskEntry]:
@@ -125,7 +130,7 @@ def _find(name: str, environment: str, root: Path) -> Path:
     """The one file that declares a task of this name; what is declared in tests counts only where nothing else fits."""
     source = _scan(root)
     found = [each for each in source.declared if each.name == name]
-    of_environment = [each for each in found if environment in source.environments.get(each.variable, ())]
+    of_environment = [each for each in found if source.is_of(each, environment)]
     paths = {each.path for each in of_environment or found}
     paths = {path for path in paths if not _is_test(path, root)} or paths
     if not paths:  # its file may be one that Python cannot read, and then the import says so
@@ -195,9 +200,18 @@ def _read_sources(root: Path) -> _Source:
         except (SyntaxError, ValueError, RecursionError):
             source.broken[path] = data.decode("utf-8", "replace")
             continue
-        for node in ast.walk(tree):
+        for node in _statements(tree):
             _take_note(node, path, source)
     return source
+
+
+def _statements(block: ast.AST) -> Iterator[ast.AST]:
+    """The statements of a module and of its blocks, but not those of functions: a task is found by name in its module."""
+    for name in ("body", "handlers", "orelse", "finalbody"):
+        for node in getattr(block, name, ()):
+            yield node
+            if not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                yield from _statements(node)
 
 
 def _take_note(node: ast.AST, path: Path, source: _Source) -> None:
@@ -207,12 +221,12 @@ def _take_note(node: ast.AST, path: Path, source: _Source) -> None:
             if isinstance(called, ast.Attribute) and called.attr == "task":
                 source.declared.append(_Declared(path=path, name=node.name, variable=_last_name(called.value)))
     elif isinstance(node, ast.Assign) and isinstance(node.value, ast.Call):
-        call, names = node.value, set[str]()
+        call = node.value
         if _last_name(call.func) == "TaskEnvironment":
             given = [*call.args[:1], *(each.value for each in call.keywords if each.arg == "name")]
             names = {each.value for each in given if isinstance(each, ast.Constant) and isinstance(each.value, str)}
-        for target in node.targets:
-            source.environments.setdefault(_last_name(target), set()).update(names)
+            for target in node.targets:
+                source.environments.setdefault(_last_name(target), {}).setdefault(path, set()).update(names)
 
 
 def _last_name(node: ast.expr) -> str:
@@ -284,17 +298,22 @@ def _wait(child: subprocess.Popen[Any], patience_s: float, file: str) -> int:
 
     It watches the clock itself, to say where it was; it cannot where it does not come back to Python.
     """
-    timer = threading.Timer(patience_s + _GRACE_S, child.kill)
+    late = threading.Event()
+
+    def give_up() -> None:
+        late.set()
+        child.kill()
+
+    timer = threading.Timer(patience_s + _GRACE_S, give_up)
     timer.start()
     try:
         status = child.wait()
-        late = timer.finished.is_set()
     finally:
         timer.cancel()
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(child.pid, signal.SIGKILL)
         child.wait()
-    if late:
+    if late.is_set():
         raise ProjectError(
             f"`{file}` is not imported after {patience_s:g} s", why="it hangs in code that is not Python"
         )

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from executor.data.store import FileRef, Store, ValueRef
 from executor.environments import Built
@@ -32,18 +32,18 @@ from executor.events import (
     EndCall,
     Fact,
     LogWritten,
+    Outcome,
     RunCancelled,
     RunEnded,
     StartAttempt,
     Status,
 )
-from executor.manifest import Manifest, Shape, TaskEntry
+from executor.manifest import Manifest, TaskEntry
 from executor.runtimes import Launch, Runtime
+from executor.runtimes.pool import SlotPool
 from executor.runtimes.slot import Slot
 from executor.scheduling.state import Machine, SchedulerFact, SchedulerState
-
-#: Idle slots kept for later calls of their shape; beyond it the one that was idle longest goes.
-_IDLE_SLOTS = 16
+from executor.stories import Story, error_story, outcome_story, read_story
 
 Listener = Callable[[Fact], None]
 
@@ -66,12 +66,31 @@ class Plan:
     lease: Path
     machine: Machine
 
+    def launch(self, environment: str, number: int) -> Launch:
+        """What the run's n-th slot is made of."""
+        made, shape = self.built[environment], self.manifest.environments[environment].shape
+        return Launch(
+            run=self.run,
+            number=number,
+            environment=environment,
+            key=made.key,
+            image=made.image,
+            prefix=made.prefix,
+            shape=replace(shape, memory_limit_bytes=shape.memory_limit_bytes or self.machine.memory_bytes),
+            project=self.project,
+            import_roots=self.manifest.import_roots,
+            library=self.library,
+            folder=self.folder / "slots" / str(number),
+            lease=self.lease,
+        )
+
 
 @dataclass(slots=True)
 class _Call:
     task: TaskEntry
     parent: str | None
     number: int  # the caller's own number for it
+    made_in: int  # the attempt of the caller that made it, and that alone gets the answer
     inputs: ValueRef
     slot: Slot | None = None
     attempt: int = 0
@@ -80,20 +99,19 @@ class _Call:
     given: dict[str, FileRef] = field(default_factory=dict)
     value: ValueRef | None = None
     preview: Mapping[str, Any] | None = None
-    error: dict[str, Any] | None = None
+    error: Story | None = None
 
 
 class Engine:
     """Runs one plan. `listen` hears every fact, in order, on the loop's thread."""
 
     def __init__(self, plan: Plan, runtime: Runtime, store: Store, listen: Listener) -> None:
-        self._plan, self._runtime, self._store, self._listen = plan, runtime, store, listen
+        self._plan, self._store, self._listen = plan, store, listen
         self._state = SchedulerState(plan.machine)
         self._calls: dict[str, _Call] = {}
         self._facts: asyncio.Queue[SchedulerFact | _Broken] = asyncio.Queue()
         self._attempts: dict[str, asyncio.Task[None]] = {}
-        self._idle: dict[tuple[str, Shape], list[Slot]] = {}
-        self._slots = itertools.count(1)
+        self._pool = SlotPool(runtime, plan.launch)
         self._ended: dict[str, CallEnded] = {}
 
     async def run(self) -> CallEnded:
@@ -102,7 +120,7 @@ class Engine:
         status: Status = "failed"
         try:
             with self._signals():
-                self._submit("1", self._plan.task, None, 0, self._plan.inputs)
+                self._submit("1", _Call(self._plan.task, None, 0, 0, self._plan.inputs))
                 await self._loop()
             status = self._ended["1"].status
             return self._ended["1"]
@@ -141,16 +159,16 @@ class Engine:
 
     # -- calls ---------------------------------------------------------------------------------------------------------
 
-    def _submit(self, call: str, task: TaskEntry, parent: str | None, number: int, inputs: ValueRef) -> None:
-        self._calls[call] = _Call(task, parent, number, inputs)
-        shape = self._plan.manifest.environments[task.environment].shape
+    def _submit(self, name: str, call: _Call) -> None:
+        self._calls[name] = call
+        task = call.task
         self._facts.put_nowait(
             CallSubmitted(
-                call=call,
-                parent=parent,
+                call=name,
+                parent=call.parent,
                 task=task.name,
                 environment=task.environment,
-                shape=shape,
+                shape=self._plan.manifest.environments[task.environment].shape,
                 retries=task.retries,
             )
         )
@@ -165,13 +183,13 @@ class Engine:
             status = "cancelled"
         error = None
         if status != "succeeded":
-            error = call.error or failure(call.task, command.call, command.outcome, command.reason)
+            error = call.error or self._outcome_story(command.call, command.outcome, reason=command.reason)
         value = call.value.to_json() if call.value and not error else None
         ended = CallEnded(call=command.call, status=status, value=value, preview=call.preview, error=error)
         self._ended[command.call] = ended
         self._listen(ended)
         caller = self._calls.get(call.parent or "")
-        if caller and caller.slot:
+        if caller and caller.slot and caller.attempt == call.made_in:
             header: dict[str, Any] = {"kind": "ANSWER", "id": call.number}
             if error or call.value is None:
                 caller.slot.send({**header, "error": error})
@@ -194,12 +212,13 @@ class Engine:
         call = self._calls[name]
         call.attempt, call.started, call.error = number, time.monotonic(), None
         try:
-            slot = await self._take_slot(call.task.environment)
+            slot = await self._pool.take(call.task.environment)
         except asyncio.CancelledError:
             self._attempt_ended(name, {"outcome": "cancelled"})
             return
         except MachineError as exc:
-            call.error = {**failure(call.task, name, "rejected", exc.what), "why": exc.why, "hint": exc.hint}
+            environment = call.task.environment
+            call.error = error_story(exc, task=call.task.name, environment=environment, call=name, code="rejected")
             self._attempt_ended(name, {"outcome": "rejected"})
             return
         call.slot = slot
@@ -218,13 +237,16 @@ class Engine:
             },
             body,
         )
-        ended = await self._serve(name, call, slot)
+        try:
+            ended = await self._serve(name, call, slot)
+        except (LookupError, TypeError, ValueError, AttributeError):
+            ended = None  # what the agent said is not what an agent says
         call.slot = None
         if ended is None:
             ended = {"outcome": "lost"}
-            await self._runtime.stop(slot)
+            await self._pool.stop(slot)
         else:
-            self._give_back(call.task.environment, slot)
+            self._pool.give_back(call.task.environment, slot)
         self._attempt_ended(name, ended)
 
     async def _serve(self, name: str, call: _Call, slot: Slot) -> dict[str, Any] | None:
@@ -240,12 +262,12 @@ class Engine:
             elif kind == "RESULT":
                 result = frame
             elif kind == "ERROR":
-                call.error = header["error"]
+                call.error = read_story(header["error"])
             elif kind == "ENDED":
                 if result and header["outcome"] == "ok":
                     call.value = await self._commit(call, slot, *result)
-                    call.preview = result[0].get("preview")
-                return header
+                    call.preview = result[0]["preview"] if "json" in result[0]["preview"] else {"text": "?"}
+                return _checked_verdict(header)
         return None
 
     async def _commit(self, call: _Call, slot: Slot, header: dict[str, Any], body: bytes) -> ValueRef:
@@ -260,27 +282,31 @@ class Engine:
             inputs = self._store.take(header["value"], body, slot.outputs, call.given)
             task = self._callable(call.task, str(header["task"]))
         except RunLocalError as exc:
-            slot.send({"kind": "ANSWER", "id": number, "error": _refusal(exc, str(header["task"]))})
+            slot.send({"kind": "ANSWER", "id": number, "error": error_story(exc, task=str(header["task"]))})
             return
-        self._submit(f"{name}.{next(call.children)}", task, name, number, inputs)
+        self._submit(f"{name}.{next(call.children)}", _Call(task, name, number, call.attempt, inputs))
 
     def _callable(self, caller: TaskEntry, name: str) -> TaskEntry:
         task = self._plan.manifest.tasks.get(name)
         if task is None:
             raise RunLocalError(f"there is no task `{name}`", why="it was not declared when the workflow was described")
-        if task.environment not in self._plan.built:
+        if task.environment not in self._plan.manifest.reachable(caller.environment):
             raise RunLocalError(
                 f"`{caller.name}` may not call `{name}`",
-                why=f"environment `{caller.environment}` does not depend on `{task.environment}`, which was not built",
+                why=f"environment `{caller.environment}` does not depend on `{task.environment}`, directly or not",
                 hint=f"declare it: `TaskEnvironment({caller.environment!r}, depends_on=[…])`",
             )
         return task
+
+    def _outcome_story(self, name: str, outcome: str, **more: Any) -> Story:
+        task = self._calls[name].task
+        return outcome_story(outcome, task=task.name, environment=task.environment, call=name, **more)
 
     def _attempt_ended(self, name: str, verdict: dict[str, Any]) -> None:
         call = self._calls[name]
         evidence = {key: value for key, value in verdict.items() if key not in ("kind", "outcome")}
         if verdict["outcome"] not in ("ok", "raised") and call.error is None:
-            call.error = failure(call.task, name, verdict["outcome"], "", evidence)
+            call.error = self._outcome_story(name, verdict["outcome"], evidence=evidence)
         self._facts.put_nowait(
             AttemptEnded(
                 call=name,
@@ -290,46 +316,6 @@ class Engine:
                 evidence=evidence,
             )
         )
-
-    # -- slots ---------------------------------------------------------------------------------------------------------
-
-    async def _take_slot(self, environment: str) -> Slot:
-        shape = self._plan.manifest.environments[environment].shape
-        idle = self._idle.get((environment, shape))
-        if idle:
-            return idle.pop()
-        number = next(self._slots)
-        limit = shape.memory_limit_bytes or self._plan.machine.memory_bytes
-        made = self._plan.built[environment]
-        return await self._runtime.start(
-            Launch(
-                run=self._plan.run,
-                number=number,
-                environment=environment,
-                key=made.key,
-                image=made.image,
-                prefix=made.prefix,
-                shape=replace(shape, memory_limit_bytes=limit),
-                project=self._plan.project,
-                import_roots=self._plan.manifest.import_roots,
-                library=self._plan.library,
-                folder=self._plan.folder / "slots" / str(number),
-                lease=self._plan.lease,
-            )
-        )
-
-    def _give_back(self, environment: str, slot: Slot) -> None:
-        """Keep a slot for the next call of its shape, without what the last one was given or left."""
-        for folder in (slot.inputs, slot.outputs):
-            for entry in folder.iterdir():
-                shutil.rmtree(entry, ignore_errors=True) if entry.is_dir() else entry.unlink()
-        shape = self._plan.manifest.environments[environment].shape
-        self._idle.setdefault((environment, shape), []).append(slot)
-        idle = [(key, each) for key, slots in self._idle.items() for each in slots]
-        if len(idle) > _IDLE_SLOTS:
-            key, oldest = idle[0]
-            self._idle[key].remove(oldest)
-            asyncio.ensure_future(self._runtime.stop(oldest))  # noqa: RUF006  `close` waits for whatever is left
 
     # -- the end -------------------------------------------------------------------------------------------------------
 
@@ -354,13 +340,10 @@ class Engine:
         for attempt in self._attempts.values():
             attempt.cancel()
         await asyncio.gather(*self._attempts.values(), return_exceptions=True)
-        for slots in self._idle.values():
-            for slot in slots:
-                slot.hang_up()
         for call in self._calls.values():
             if call.slot:
                 call.slot.hang_up()
-        await self._runtime.close()
+        await self._pool.close()
         shutil.rmtree(self._plan.folder / "slots", ignore_errors=True)
 
 
@@ -369,38 +352,7 @@ class _Broken:
     error: BaseException
 
 
-_OUTCOMES = {
-    "exit": ("the task's process ended before the task returned", "look at its log; `os._exit` or a crash can do this"),
-    "signal": ("the task was killed by a signal", "look at its log; a crash in compiled code can do this"),
-    "oom": ("the task used more memory than it may", "ask for more: `Resources(memory=…)`"),
-    "timeout": ("the task ran longer than its `timeout=`", "give it more time, or less to do"),
-    "cancelled": ("the call was stopped", ""),
-    "lost": ("the task's container was lost", "was it removed by hand, or did the engine stop?"),
-    "rejected": ("the call could not be started", ""),
-}
-
-
-def _refusal(exc: RunLocalError, task: str) -> dict[str, Any]:
-    """The story of a call that never came to be."""
-    told = {"code": type(exc).__name__, "message": exc.what, "why": exc.why, "hint": exc.hint}
-    return {**told, "task": task, "environment": "", "call": "", "traceback": "", "cause": None}
-
-
-def failure(
-    task: TaskEntry, call: str, outcome: str, reason: str, evidence: Mapping[str, Any] | None = None
-) -> dict[str, Any]:
-    """The story of a failure that no exception of the task tells; see `worker.child` for the ones that do."""
-    message, hint = _OUTCOMES.get(outcome, (outcome, ""))
-    facts = evidence or {}
-    details = [f"{name} {facts[name]}" for name in ("exit", "signal") if facts.get(name) is not None]
-    return {
-        "code": outcome,
-        "message": reason or " ".join([message, *(f"({each})" for each in details)]),
-        "why": "",
-        "hint": hint,
-        "task": task.name,
-        "environment": task.environment,
-        "call": call,
-        "traceback": "",
-        "cause": None,
-    }
+def _checked_verdict(header: dict[str, Any]) -> dict[str, Any]:
+    if header["outcome"] not in get_args(Outcome):
+        raise ValueError(header["outcome"])
+    return header

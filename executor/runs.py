@@ -25,12 +25,13 @@ from executor.data.store import FileRef, Store, ValueRef
 from executor.engine import Engine, Listener, Plan
 from executor.environments import Builder, Built, Progress
 from executor.errors import MachineError
-from executor.events import EnvironmentReady, Fact, RunEnded, RunStarted
+from executor.events import EnvironmentReady, Fact, RunEnded, RunStarted, Status
 from executor.manifest import Manifest, TaskEntry
 from executor.runtimes import Runtime
 from executor.runtimes.docker import DockerRuntime
 from executor.runtimes.library import worker_library
 from executor.runtimes.process import ProcessRuntime
+from executor.runtimes.slot import remove_dead_doors
 from executor.scheduling.state import Machine
 from executor.worker.payload import dump_json
 
@@ -76,6 +77,7 @@ def run_workflow(request: Request, listen: Listener, progress: Progress) -> RunV
         record(fact)
         listen(fact)
 
+    began = time.monotonic()
     with contextlib.closing(record), hold_lease(record.folder) as lease:
         tell(RunStarted(run=run, workflow=request.task.name, runtime=request.runtime, root=request.manifest.root))
         try:
@@ -93,7 +95,8 @@ def run_workflow(request: Request, listen: Listener, progress: Progress) -> RunV
                 machine=Machine(cpus=machine.cores(), memory_bytes=machine.memory_bytes()),
             )
         except BaseException as exc:
-            tell(RunEnded(status="cancelled" if isinstance(exc, KeyboardInterrupt) else "failed", seconds=0.0))
+            status: Status = "cancelled" if isinstance(exc, KeyboardInterrupt) else "failed"
+            tell(RunEnded(status=status, seconds=round(time.monotonic() - began, 3)))
             raise
         asyncio.run(_run(plan, request, store, tell))
     view = read_run(home, run)
@@ -112,8 +115,9 @@ def result_document(view: RunView) -> Any:
 
     def resolve(doc: Any) -> Any:
         if isinstance(doc, dict):
-            if set(doc) == {"$file"}:
-                return str(view.outputs / names[doc["$file"]])
+            index = doc.get("$file")
+            if set(doc) == {"$file"} and isinstance(index, int) and 0 <= index < len(names):
+                return str(view.outputs / names[index])
             return {key: resolve(each) for key, each in doc.items()}
         return [resolve(each) for each in doc] if isinstance(doc, list) else doc
 
@@ -167,7 +171,8 @@ def _exported_names(value: Mapping[str, Any]) -> list[str]:
 
 
 def remove_dead(home: Path) -> None:
-    """Remove what runs that were killed left in their folders; their records stay."""
+    """Remove what runs that were killed left in their folders, and their sockets; their records stay."""
+    remove_dead_doors(home)
     for lease in home.glob("runs/*/lease"):
         if not lease_is_held(lease):
             shutil.rmtree(lease.parent / "slots", ignore_errors=True)

@@ -16,10 +16,12 @@ NAME = "lease"
 
 @contextlib.contextmanager
 def hold_lease(folder: Path) -> Iterator[Path]:
-    """Hold the lease of a run's folder."""
+    """Hold the lease of a run's folder; it has its name only once it is held, so that nobody takes it for a dead one."""
     lease = folder / NAME
-    with lease.open("wb") as file:
+    taken = lease.with_suffix(".taken")
+    with taken.open("wb") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
+        taken.rename(lease)
         try:
             yield lease
         finally:

@@ -99,7 +99,9 @@ class Installer:
         for library in self._folder.glob("lib/python*"):
             # Packages hold files for other versions of Python, which do not compile here; that is no failure.
             subprocess.run(
-                [python, "-I", "-B", "-m", "compileall", *options, *where, str(library)], capture_output=True, check=False
+                [python, "-I", "-B", "-m", "compileall", *options, *where, str(library)],
+                capture_output=True,
+                check=False,
             )
 
 

@@ -32,7 +32,7 @@ T = TypeVar("T")
 _PIDS = 4096
 _ENGINE_CALLS_AT_ONCE = 8
 _DIES_S = 5.0
-_REMOVED_S = 10.0
+_REMOVED_S = 10
 
 
 def task_user() -> tuple[int, int]:
@@ -148,7 +148,7 @@ class DockerRuntime:
     async def start(self, launch: Launch) -> Slot:
         """Create and start a container, and wait for its agent."""
         make_folders(launch.folder, task_user())
-        door = Door(self._home)
+        door = Door(self._home, launch.run)
         asked = plan(launch, door)
         container = None
         try:

@@ -32,7 +32,7 @@ class ProcessRuntime:
     async def start(self, launch: Launch) -> Slot:
         """Start an agent in the environment's prefix, and wait for it."""
         make_folders(launch.folder, machine.user())
-        door = Door(self._home)
+        door = Door(self._home, launch.run)
         process = None
         try:
             await door.open()

@@ -17,13 +17,17 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+from executor.data.leases import NAME, lease_is_held
+from executor.data.store import full_disk
 from executor.errors import MachineError
 from executor.manifest import Shape
 from executor.worker.protocol import VERSION, Frame, FrameReader, ProtocolError, encode
 
 _CHUNK = 256 * 2**10
 _HELLO_S = 30.0
-_LONGEST_SOCKET_PATH = 100
+_LONGEST_SOCKET_PATH = 107
+_SOCKETS = "run-local-"
+_OF_A_SOCKET = len(f"/{_SOCKETS}20260101-000000-0000.12345678/s")
 
 
 class Slot:
@@ -92,18 +96,16 @@ class Line:
 class Door:
     """The socket that a slot's agent connects to, once.
 
-    It lies in a folder of its own with a short path, because the path of a socket may hold about 100 bytes only.
-    Whoever connects must know the nonce, so no other process of this machine can pass for the agent.
+    It lies in a folder of its own with a short path, because the path of a socket may hold about 100 bytes only. The
+    folder is named after the run, so that the next one can tell whether it is still wanted. Whoever connects must know
+    the nonce, so no other process of this machine can pass for the agent.
     """
 
-    def __init__(self, home: Path) -> None:
+    def __init__(self, home: Path, run: str) -> None:
         self.nonce = secrets.token_hex(16)
-        near = home / "sockets"
-        short = len(os.fsencode(near)) < _LONGEST_SOCKET_PATH - 16
-        if short:
-            near.mkdir(exist_ok=True)
-        self.folder = Path(tempfile.mkdtemp(dir=near if short else None, prefix="run-local-" if not short else ""))
-        self.folder.chmod(0o711)
+        with full_disk("the socket of a container cannot be made"):
+            self.folder = Path(tempfile.mkdtemp(dir=_sockets(home), prefix=f"{_SOCKETS}{run}."))
+            self.folder.chmod(0o711)
         self._arrived: asyncio.Future[Line] = asyncio.get_running_loop().create_future()
         self._server: asyncio.Server | None = None
 
@@ -152,6 +154,23 @@ class Door:
                 line.close()
             else:
                 self._arrived.set_result(line)
+
+
+def remove_dead_doors(home: Path) -> None:
+    """Remove the folders of sockets whose runs were killed while they waited for an agent."""
+    for folder in _sockets(home).glob(f"{_SOCKETS}*.*"):
+        run = folder.name.removeprefix(_SOCKETS).partition(".")[0]
+        if not lease_is_held(home / "runs" / run / NAME):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _sockets(home: Path) -> Path:
+    """Where the folders of sockets lie: in the home, or where its path is too long in the folder of temporary files."""
+    near = home / "sockets"
+    if len(os.fsencode(near)) + _OF_A_SOCKET > _LONGEST_SOCKET_PATH:
+        return Path(tempfile.gettempdir())
+    near.mkdir(exist_ok=True)
+    return near
 
 
 def make_folders(folder: Path, owner: tuple[int, int]) -> None:

@@ -63,7 +63,8 @@ def _answer(request: dict[str, Any]) -> dict[str, Any]:
         return _error(exc.what, "\n".join(filter(None, (exc.why, place))), exc.hint)
     except _TooSlow as exc:
         what = f"`{request['file']}` is not imported after {request['patience_s']:g} s"
-        return _error(what, render_traceback(exc, request["root"]), "do slow work in a task, not at module level")
+        where, _, _ = render_traceback(exc, request["root"]).rstrip().rpartition("\n")
+        return _error(what, where, "do slow work in a task, not at module level")
     except SystemExit as exc:
         hint = 'put it under `if __name__ == "__main__":`'
         return _error(

@@ -144,8 +144,11 @@ def _check_any(value: Any, at: str, take: TakePath) -> Any:
 
 
 def _is_of_kind(kind: str, value: Any) -> bool:
+    if kind == "float" and isinstance(value, float):
+        return True
     if kind in ("int", "float"):
-        return isinstance(value, (int,) if kind == "int" else (int, float)) and not isinstance(value, bool)
+        fits = isinstance(value, int) and (kind == "int" or abs(value) <= sys.float_info.max)
+        return fits and not isinstance(value, bool)
     if kind in ("date", "datetime"):
         return isinstance(value, str) and _parse_date(kind, value) is not None
     wanted = {"bool": bool, "str": str, "list": list, "tuple": list, "dict": dict, "record": dict}

@@ -1,0 +1,57 @@
+"""The slots of one run: an idle one of the right environment is used again, otherwise a new one is started."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import shutil
+from collections.abc import Callable
+
+from executor.runtimes import Launch, Runtime
+from executor.runtimes.slot import Slot
+
+#: Idle slots kept for later calls; beyond it the one that was idle longest goes.
+MOST_IDLE = 16
+
+
+class SlotPool:
+    """Hands out slots. launch: what the n-th slot is made of, when it is for this environment."""
+
+    def __init__(self, runtime: Runtime, launch: Callable[[str, int], Launch]) -> None:
+        self._runtime, self._launch = runtime, launch
+        self._numbers = itertools.count(1)
+        self._idle: list[tuple[str, Slot]] = []  # the one that is idle longest first
+        self._stopping: set[asyncio.Task[None]] = set()
+
+    async def take(self, environment: str) -> Slot:
+        """A slot of an environment, to be given back or stopped. Raises `MachineError`."""
+        for index, (name, slot) in reversed(list(enumerate(self._idle))):
+            if name == environment:
+                del self._idle[index]
+                return slot
+        return await self._runtime.start(self._launch(environment, next(self._numbers)))
+
+    def give_back(self, environment: str, slot: Slot) -> None:
+        """Keep a slot for the next call of its environment, without what the last one was given or left."""
+        for folder in (slot.inputs, slot.outputs):
+            for entry in folder.iterdir():
+                if entry.is_dir() and not entry.is_symlink():
+                    shutil.rmtree(entry, ignore_errors=True)
+                else:
+                    entry.unlink()
+        self._idle.append((environment, slot))
+        if len(self._idle) > MOST_IDLE:
+            stopping = asyncio.ensure_future(self._runtime.stop(self._idle.pop(0)[1]))
+            self._stopping.add(stopping)
+            stopping.add_done_callback(self._stopping.discard)
+
+    async def stop(self, slot: Slot) -> None:
+        """End a slot that cannot be used again."""
+        await self._runtime.stop(slot)
+
+    async def close(self) -> None:
+        """End every slot, and return when all are gone."""
+        for _, slot in self._idle:
+            slot.hang_up()
+        await asyncio.gather(*self._stopping)
+        await self._runtime.close()
