@@ -36,7 +36,7 @@ else:
     P = TypeVar("P")
 R = TypeVar("R")
 
-_NAME = re.compile(r"^[a-z0-9]+([_-][a-z0-9]+)*$")
+_NAME = re.compile(r"[a-z0-9]+([_-][a-z0-9]+)*")
 
 Submit = Callable[["Task[Any, Any]", tuple[Any, ...], dict[str, Any]], "Future[Any]"]
 
@@ -68,7 +68,7 @@ class TaskEnvironment:
         env_vars: Optional[Mapping[str, str]] = None,
         description: str = "",
     ) -> None:
-        if not _NAME.match(str(name)):
+        if not _NAME.fullmatch(str(name)):
             raise ProjectError(
                 f"`{name}` cannot name an environment",
                 why="a name is lower-case letters and digits, joined by `-` or `_`",
@@ -109,6 +109,12 @@ class TaskEnvironment:
         if function is None:
             return lambda f: self.task(f)._with(retries, timeout)
         made: Task[Any, Any] = Task(self, function)
+        if made.short_name in self.tasks:
+            raise ProjectError(
+                f"environment `{self.name}` has two tasks named `{made.short_name}`",
+                why="the second would take the place of the first, and tasks are found by their names",
+                hint="rename one",
+            )
         self.tasks[made.short_name] = made
         return made._with(retries, timeout)
 

@@ -326,15 +326,19 @@ class Engine:
 
         def stop(number: signal.Signals) -> None:
             self._facts.put_nowait(RunCancelled(reason=number.name))
-            loop.remove_signal_handler(number)
+            give_back()
+
+        def give_back() -> None:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                loop.remove_signal_handler(number)
+                signal.signal(number, signal.default_int_handler)
 
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, stop, number)
         try:
             yield
         finally:
-            for number in (signal.SIGINT, signal.SIGTERM):
-                loop.remove_signal_handler(number)
+            give_back()
 
     async def _close(self) -> None:
         for attempt in self._attempts.values():

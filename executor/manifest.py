@@ -34,8 +34,9 @@ class Shape:
 class Parameter:
     """One parameter of a task.
 
-    type: `{"kind": …}` with kind one of int, float, bool, str, path, list, dict, optional, literal, any; `list` and
-          `optional` have `item`, `dict` has `value`, `literal` has `choices`; every type has `text`, as written
+    type: `{"kind": …}` with kind one of int, float, bool, str, date, datetime, path, list, tuple, dict, record, optional,
+          literal, any; `list` and `optional` have `item`, `tuple` has `items`, `dict` has `value`, `record` (a dataclass)
+          has `fields`, `literal` has `choices`; every type has `text`, as written
     default: the default as JSON where it is JSON, else None with `default_text` holding its repr
     problem: why it cannot be given by name, or empty
     """

@@ -94,6 +94,6 @@ def _pair(amount: Amount, parse: Any, request: Any, limit: Optional[Any]) -> tup
         return request, limit
     if not isinstance(amount, tuple):
         return parse(amount), parse(amount)
-    if parse(amount[0]) > parse(amount[-1]):
+    if len(amount) != 2 or parse(amount[0]) > parse(amount[1]):  # type: ignore[redundant-expr]  # users are not checked
         raise UsageError(f"`{amount}` is not (request, limit)", hint="the request comes first and is not the larger")
     return parse(amount[0]), parse(amount[1])

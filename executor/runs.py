@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import secrets
 import shutil
 import time
 from collections.abc import Mapping
@@ -66,10 +65,10 @@ def choose_runtime(wanted: str) -> tuple[RuntimeName, str]:
 def run_workflow(request: Request, listen: Listener, progress: Progress) -> RunView:
     """Run a workflow to its end and answer with what its record says; every slot is gone afterwards.
 
-    Raises `EnvironmentFailed` or `MachineError` where it cannot begin. A task that fails is no exception here: the view
-    says `failed`.
+    Raises `EnvironmentFailed` or `MachineError` where it cannot begin. A task that fails, or an interrupt, is no
+    exception here: the view says `failed` or `cancelled`.
     """
-    home, run = request.home, time.strftime("%Y%m%d-%H%M%S-") + secrets.token_hex(2)
+    home, run = request.home, _new_id(time.time())
     store = Store(home)
     record = Record(home, run)
 
@@ -97,11 +96,18 @@ def run_workflow(request: Request, listen: Listener, progress: Progress) -> RunV
         except BaseException as exc:
             status: Status = "cancelled" if isinstance(exc, KeyboardInterrupt) else "failed"
             tell(RunEnded(status=status, seconds=round(time.monotonic() - began, 3)))
-            raise
-        asyncio.run(_run(plan, request, store, tell))
+            if status == "failed":
+                raise
+        else:
+            asyncio.run(_run(plan, request, store, tell))
     view = read_run(home, run)
     _export(store, view)
     return view
+
+
+def _new_id(now: float) -> str:
+    """The id of a run that begins now; ids sort as their runs began, also within one second."""
+    return time.strftime("%Y%m%d-%H%M%S-", time.localtime(now)) + f"{int(now % 1 * 2**16):04x}"
 
 
 def result_document(view: RunView) -> Any:

@@ -11,6 +11,7 @@ import contextlib
 import importlib
 import json
 import os
+import signal
 import sys
 import tempfile
 import traceback
@@ -74,6 +75,7 @@ def _run_local() -> None:
 
 def main() -> NoReturn:
     """The command line: run it, print any error as what, why and what next, and exit with its code."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # it ends us as Ctrl-C does, with nothing left behind
     try:
         code = _run_local.main(standalone_mode=False, prog_name="run-local")
     except click.ClickException as exc:

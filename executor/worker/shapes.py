@@ -294,7 +294,8 @@ def _text(annotation: Any) -> str:
         return ""
     if isinstance(annotation, (str, typing.ForwardRef)):
         return str(getattr(annotation, "__forward_arg__", annotation))
-    return inspect.formatannotation(annotation).replace("pathlib.", "")
+    text = inspect.formatannotation(annotation)
+    return text.replace("pathlib._local.", "").replace("pathlib.", "")  # in 3.13, the class lives there
 
 
 def _annotations(function: Callable[..., Any]) -> dict[str, Any]:

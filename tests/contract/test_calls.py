@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.harness import Finished, MakeProject, RunLocal
+
+Call = Callable[..., Finished]
 
 PYTHON = ["python >=3.10"]
 
@@ -166,7 +169,7 @@ FLOW = """
 
 
 @pytest.fixture
-def call(run_local: RunLocal, project: MakeProject, runtime: str) -> object:
+def call(run_local: RunLocal, project: MakeProject, runtime: str) -> Call:
     """`call("all_ways", "--n", "2")` runs a task of the flow with `--json` on the runtime under test."""
     root = project({"flow.py": FLOW}, {"leaf": PYTHON, "root": PYTHON})
 
@@ -176,7 +179,7 @@ def call(run_local: RunLocal, project: MakeProject, runtime: str) -> object:
     return run
 
 
-def test_values_come_back_from_calls_of_every_kind(call, runtime: str) -> None:  # type: ignore[no-untyped-def]
+def test_values_come_back_from_calls_of_every_kind(call: Call, runtime: str) -> None:
     """Blocking, awaited and gathered calls, files and large values; each in a process and environment of its own."""
     done = call("all_ways")
     assert done.code == 0, done.stderr
@@ -207,7 +210,7 @@ def test_values_come_back_from_calls_of_every_kind(call, runtime: str) -> None: 
         ("unpicklable", "TypeError", "generator"),
     ],
 )
-def test_a_failed_call_can_be_caught(call, how: str, code: str, text: str) -> None:  # type: ignore[no-untyped-def]
+def test_a_failed_call_can_be_caught(call: Call, how: str, code: str, text: str) -> None:
     """Whatever ends a task, its caller gets a TaskError that names it, and goes on."""
     done = call("catch", "--how", how)
     assert done.code == 0, done.stderr
@@ -219,7 +222,7 @@ def test_a_failed_call_can_be_caught(call, how: str, code: str, text: str) -> No
         assert "executor" not in caught["traceback"]
 
 
-def test_an_uncaught_failure_is_told_from_the_inside_out(call) -> None:  # type: ignore[no-untyped-def]
+def test_an_uncaught_failure_is_told_from_the_inside_out(call: Call) -> None:
     """The user sees the failing task's own traceback, then who called it; exit code 1, and one JSON document."""
     done = call("let_fail", "--how", "raise")
     assert done.code == 1
@@ -231,27 +234,27 @@ def test_an_uncaught_failure_is_told_from_the_inside_out(call) -> None:  # type:
     assert "run-local/" not in story.replace("run-local/lib", "")
 
 
-def test_a_timeout_kills_the_whole_tree(call) -> None:  # type: ignore[no-untyped-def]
+def test_a_timeout_kills_the_whole_tree(call: Call) -> None:
     """What the task started dies with it; the run_local fixture fails if the `sleep` lives on."""
     done = call("wait_for_hang")
     assert (done.code, done.document["result"]) == (0, "timeout"), done.stderr
     assert done.seconds < 60
 
 
-def test_retries_make_new_attempts(call) -> None:  # type: ignore[no-untyped-def]
+def test_retries_make_new_attempts(call: Call) -> None:
     """`retries=2` makes three attempts in all."""
     done = call("retry")
     assert done.code == 1
     assert {c["task"]: c["attempts"] for c in done.document["calls"]} == {"root.retry": 1, "leaf.flaky": 3}
 
 
-def test_nothing_of_an_attempt_reaches_the_next(call) -> None:  # type: ignore[no-untyped-def]
+def test_nothing_of_an_attempt_reaches_the_next(call: Call) -> None:
     """Files, processes and variables of one attempt are gone when the next begins in the same slot."""
     done = call("littered")
     assert (done.code, done.document["result"]) == (0, [[], [], None]), done.stderr
 
 
-def test_files_of_the_result_are_in_the_outputs(call) -> None:  # type: ignore[no-untyped-def]
+def test_files_of_the_result_are_in_the_outputs(call: Call) -> None:
     """Each path in the result is a file of the user's, also where two have the same name."""
     done = call("give", "--text", "abc")
     assert done.code == 0, done.stderr
@@ -262,7 +265,7 @@ def test_files_of_the_result_are_in_the_outputs(call) -> None:  # type: ignore[n
     assert paths[0].owner() == Path.home().owner()
 
 
-def test_the_command_line_takes_files_lists_and_flags(call, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_the_command_line_takes_files_lists_and_flags(call: Call, tmp_path: Path) -> None:
     """A file's content travels and cannot be changed; lists are JSON; defaults are the function's."""
     given = tmp_path / "given name.txt"
     given.write_text("hello")
@@ -272,7 +275,7 @@ def test_the_command_line_takes_files_lists_and_flags(call, tmp_path: Path) -> N
     assert (name, text, rest) == ("given name.txt", "hello", [[1, 2], 0.5, True, "déjà vu"])
 
 
-def test_calls_nest_deeper_than_the_machine_has_cores(call) -> None:  # type: ignore[no-untyped-def]
+def test_calls_nest_deeper_than_the_machine_has_cores(call: Call) -> None:
     """A blocked caller lends its CPU."""
     done = call("ancestor", "--n", "5")
     assert (done.code, done.document["result"]) == (0, 5), done.stderr

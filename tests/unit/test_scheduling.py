@@ -164,13 +164,13 @@ def test_nothing_is_over_allocated_and_nothing_hangs(data: st.DataObject) -> Non
 
     made = 0
     for _ in range(data.draw(st.integers(1, 25))):
-        if running and data.draw(st.booleans()):
+        if data.draw(st.booleans()) and running:
             call = data.draw(st.sampled_from(sorted(running)))
             running.remove(call)
             take(state.handle(ended(call, data.draw(st.sampled_from(["ok", "raised", "signal"])))))
         else:
             made += 1
-            parent = data.draw(st.sampled_from([None, *sorted(running)]))
+            parent: str | None = data.draw(st.sampled_from([None, *sorted(running)]))
             take(state.handle(submitted(f"c{made}", parent, data.draw(SHAPES), data.draw(st.integers(0, 1)))))
         state = pickle.loads(pickle.dumps(state))  # no thread, socket or file hides in the state
     while running:

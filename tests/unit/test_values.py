@@ -107,7 +107,7 @@ def test_a_path_elsewhere_stays_a_path(slot: Slot) -> None:
 
 def test_a_folder_is_refused_by_name(slot: Slot) -> None:
     """Folders do not travel yet, and are not silently turned into something else."""
-    with pytest.raises(UsageError, match="folder .*work"):
+    with pytest.raises(UsageError, match=r"folder .*work"):
         slot.send(_made(slot.task / "work" / "sub"))
 
 
