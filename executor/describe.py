@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from executor import machine
+from executor.data.sources import source_files
 from executor.errors import ProjectError, UsageError
 from executor.manifest import Manifest, TaskEntry, parse_manifest
 
@@ -35,10 +36,7 @@ PATIENCE_S = 60.0
 _GRACE_S = 5.0
 
 _MARKS_OF_A_ROOT = ("setup.cfg", "pyproject.toml", ".git")
-_LEFT_OUT = frozenset({"__pycache__", "node_modules", "site-packages", "build", "dist"})
-_MARKS_OF_AN_ENVIRONMENT = frozenset({"pyvenv.cfg", "conda-meta"})
 _TESTS = frozenset({"test", "tests"})
-_MOST_FOLDERS = 20_000
 _MOST_NAMES = 20
 _OURS = str(Path(__file__).resolve().parent.parent)
 _START = (
@@ -234,20 +232,7 @@ def _last_name(node: ast.expr) -> str:
 
 
 def _python_files(root: Path) -> Iterator[Path]:
-    """The project's source: not what is hidden, built, installed, or run-local's own home."""
-    home = str(Path(os.environ.get("RUN_LOCAL_HOME") or os.devnull).absolute())
-    for count, (folder, names, files) in enumerate(os.walk(root)):
-        if count >= _MOST_FOLDERS:
-            raise UsageError(
-                f"`{root}` is too large to look for a workflow in it",
-                why=f"it has more than {_MOST_FOLDERS} folders, and nothing marks the project",
-                hint="run it in the folder of your project, the one with `envs/`, or name the file: `file.py:task`",
-            )
-        if folder == home or (folder != str(root) and not _MARKS_OF_AN_ENVIRONMENT.isdisjoint([*names, *files])):
-            names.clear()
-            continue
-        names[:] = [name for name in names if not (name.startswith(".") or name in _LEFT_OUT)]
-        yield from (Path(folder, name) for name in files if name.endswith(".py"))
+    return (path for path in source_files(root, machine.home_path()) if path.suffix == ".py")
 
 
 # -- the child ---------------------------------------------------------------------------------------------------------

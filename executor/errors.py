@@ -105,7 +105,7 @@ class Bug(RunLocalError):
     """run-local broke one of its own promises; please report it."""
 
 
-class MissingModule(RunLocalError, ImportError):
+class MissingModule(RunLocalError, ModuleNotFoundError):
     """A package that this environment does not hold was used."""
 
 

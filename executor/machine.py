@@ -24,11 +24,16 @@ _UNLIMITED = 2**60
 _libc = ctypes.CDLL(None)
 
 
-def home() -> Path:
-    """`$RUN_LOCAL_HOME`, or `run-local` in the user's data folder; made if it is missing."""
+def home_path() -> Path:
+    """Where `home` is, or would be."""
     named = os.environ.get("RUN_LOCAL_HOME")
     data = Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local/share")
-    folder = Path(named).absolute() if named else data / "run-local"
+    return Path(named).absolute() if named else data / "run-local"
+
+
+def home() -> Path:
+    """`$RUN_LOCAL_HOME`, or `run-local` in the user's data folder; made if it is missing."""
+    folder = home_path()
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         (folder / "tmp").mkdir(exist_ok=True)

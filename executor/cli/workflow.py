@@ -33,26 +33,34 @@ def workflow_command(name: str) -> click.Command:
         click.Option(["-v", "--verbose"], is_flag=True, help="Show what the tasks print."),
     ]
     mine = {option.name for option in options}
-    theirs = inputs.options(task, taken=frozenset(name for option in options for name in option.opts))
+    taken = frozenset(name for option in options for name in option.opts)
+    theirs = inputs.options(task, taken)
 
     def callback(runtime: str, as_json: bool, verbose: bool, **values: Any) -> int:
-        return _run(manifest, task, runtime=runtime, as_json=as_json, verbose=verbose, values=values)
+        given = inputs.read(task, values, taken)
+        return _run(manifest, task, runtime=runtime, as_json=as_json, verbose=verbose, given=given)
 
     assert mine == {"runtime", "as_json", "verbose"}
-    return click.Command(name, params=[*theirs, *options], callback=callback, help=task.doc or None)
+    return inputs.WorkflowCommand(name, params=[*theirs, *options], callback=callback, help=task.doc or None)
 
 
 def _run(
-    manifest: Manifest, task: TaskEntry, *, runtime: str, as_json: bool, verbose: bool, values: dict[str, Any]
+    manifest: Manifest,
+    task: TaskEntry,
+    *,
+    runtime: str,
+    as_json: bool,
+    verbose: bool,
+    given: tuple[dict[str, Any], dict[str, Path]],
 ) -> int:
-    given, files = inputs.read(task, values)
+    values, files = given
     home = machine.home()
     runs.remove_dead(home)
     chosen, note = runs.choose_runtime(runtime)
     with ConsoleView(verbose=verbose) as view:
         if note:
             view.say(note, "yellow")
-        request = runs.Request(manifest=manifest, task=task, inputs=given, files=files, runtime=chosen, home=home)
+        request = runs.Request(manifest=manifest, task=task, inputs=values, files=files, runtime=chosen, home=home)
         ended = runs.run_workflow(request, view, view.progress)
     _report(ended, as_json)
     return _EXIT_CODES[ended.status]

@@ -1,7 +1,7 @@
 """The project's source as it was when the run began, so that an edit during the run changes nothing.
 
-Snapshots are kept by content: the same source is copied once. Hidden files, virtual environments, conda prefixes and
-caches stay out; large data does not belong into the source and is refused by name.
+Snapshots are kept by content: the same source is copied once. Large data does not belong into the source and is refused
+by name.
 """
 
 from __future__ import annotations
@@ -10,21 +10,18 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
+from executor.data.sources import source_files
 from executor.data.store import full_disk
 from executor.errors import ProjectError
 
 MOST_BYTES = 256 * 2**20
 
-_LEFT_OUT = frozenset({"__pycache__", "node_modules", "site-packages", "build", "dist"})
-_MARKS_OF_AN_ENVIRONMENT = ("pyvenv.cfg", "conda-meta")
-
 
 def take_snapshot(root: Path, home: Path) -> Path:
     """A read-only copy of the project's source under `home/snapshots/<digest>`."""
-    files = sorted(_source_files(root, home))
+    files = sorted(path for path in source_files(root, home) if path.is_file())
     _refuse_large(root, files)
     digest = hashlib.sha256()
     for path in files:
@@ -35,24 +32,6 @@ def take_snapshot(root: Path, home: Path) -> Path:
         with full_disk("the source of the workflow cannot be copied"):
             _copy(root, files, target)
     return target
-
-
-def _source_files(root: Path, home: Path) -> Iterator[Path]:
-    for folder, names, files in os.walk(root):
-        here = Path(folder)
-        names[:] = [
-            name
-            for name in names
-            if not name.startswith(".")
-            and not name.endswith(".egg-info")
-            and name not in _LEFT_OUT
-            and here / name != home
-            and not any((here / name / mark).exists() for mark in _MARKS_OF_AN_ENVIRONMENT)
-        ]
-        for name in files:
-            path = here / name
-            if not name.startswith(".") and path.is_file():
-                yield path
 
 
 def _refuse_large(root: Path, files: list[Path]) -> None:

@@ -17,7 +17,6 @@ import site
 import socket
 import sys
 import threading
-import traceback
 from concurrent.futures import Future
 from typing import Any
 
@@ -26,6 +25,7 @@ from executor.errors import RunLocalError, TaskError, UsageError
 from executor.worker import payload, shapes, stubs
 from executor.worker.preview import preview
 from executor.worker.protocol import FrameReader, encode
+from executor.worker.tracebacks import render_traceback
 
 _OURS = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
@@ -161,7 +161,7 @@ def _story(exc: BaseException, header: dict[str, Any], config: dict[str, Any]) -
         "task": header["task"],
         "environment": config["environment"],
         "call": header["call"],
-        "traceback": _user_traceback(exc, config),
+        "traceback": render_traceback(exc, config["project"]),
         "cause": inner,
     }
 
@@ -174,33 +174,3 @@ def _inner_story(exc: BaseException | None) -> dict[str, Any] | None:
         seen.append(exc)
         exc = exc.__cause__ or exc.__context__
     return None
-
-
-def _user_traceback(exc: BaseException, config: dict[str, Any]) -> str:
-    """The traceback as Python prints it, without our own frames, and with the project's files by their short names."""
-    formatted = traceback.TracebackException.from_exception(exc)
-    link: traceback.TracebackException | None = formatted
-    while link is not None:
-        frames = [_shortened(frame, config["project"]) for frame in _user_frames(link.stack)]
-        link.stack = traceback.StackSummary.from_list(frames)
-        link = link.__cause__ or link.__context__
-    return "".join(formatted.format())
-
-
-def _user_frames(stack: traceback.StackSummary) -> list[traceback.FrameSummary]:
-    """The frames between ours: from the first that is not, to the call of another task, below which all is ours."""
-    kept: list[traceback.FrameSummary] = []
-    for frame in stack:
-        if not frame.filename.startswith((_OURS, "<frozen importlib")):
-            kept.append(frame)
-        elif kept and frame.name in ("__call__", "_await"):
-            break
-    return kept
-
-
-def _shortened(frame: traceback.FrameSummary, project: str) -> traceback.FrameSummary:
-    line = frame.line  # read it now: under its short name the file will not be found
-    name = frame.filename
-    if name.startswith(project + os.sep):
-        name = name[len(project) + 1 :]
-    return traceback.FrameSummary(name, frame.lineno, frame.name, line=line)
