@@ -69,8 +69,9 @@ def run_workflow(request: Request, listen: Listener, progress: Progress) -> RunV
     exception here: the view says `failed` or `cancelled`.
     """
     home, run = request.home, _new_id(time.time())
-    store = Store(home)
+    project = take_snapshot(Path(request.manifest.root), home)  # first: building may take minutes, and people edit
     record = Record(home, run)
+    store = Store(home, record.folder / "incoming")
 
     def tell(fact: Fact) -> None:
         record(fact)
@@ -87,7 +88,7 @@ def run_workflow(request: Request, listen: Listener, progress: Progress) -> RunV
                 task=request.task,
                 inputs=_store_inputs(store, request),
                 built=built,
-                project=take_snapshot(Path(request.manifest.root), home),
+                project=project,
                 library=worker_library(home),
                 folder=record.folder,
                 lease=lease,
@@ -102,6 +103,7 @@ def run_workflow(request: Request, listen: Listener, progress: Progress) -> RunV
             asyncio.run(_run(plan, request, store, tell))
     view = read_run(home, run)
     _export(store, view)
+    shutil.rmtree(record.folder / "incoming", ignore_errors=True)
     return view
 
 
@@ -181,5 +183,6 @@ def remove_dead(home: Path) -> None:
     remove_dead_doors(home)
     for lease in home.glob("runs/*/lease"):
         if not lease_is_held(lease):
-            shutil.rmtree(lease.parent / "slots", ignore_errors=True)
+            for name in ("slots", "incoming"):
+                shutil.rmtree(lease.parent / name, ignore_errors=True)
             lease.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""A lease says that a run is alive: a file that its process holds locked for as long as it lives.
+"""A lease says that a run, or whoever works in a folder, is alive: a file that its process holds locked.
 
 The kernel gives the lock back however the process ends, so there is nothing to be cleaned up and no process id to be
 mistaken. A missing file is a lease given back.
@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,6 +28,20 @@ def hold_lease(folder: Path) -> Iterator[Path]:
             yield lease
         finally:
             lease.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def scratch_folder(parent: Path) -> Iterator[Path]:
+    """A temporary folder below `parent`: gone at the end, or at the next call if we are killed before that."""
+    for left in parent.glob("scratch-*"):
+        if (left / NAME).exists() and not lease_is_held(left / NAME):
+            shutil.rmtree(left, ignore_errors=True)
+    scratch = Path(tempfile.mkdtemp(dir=parent, prefix="scratch-"))
+    try:
+        with hold_lease(scratch):
+            yield scratch
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def lease_is_held(lease: Path) -> bool:

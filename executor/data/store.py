@@ -55,11 +55,14 @@ class ValueRefused(RunLocalError):
 
 
 class Store:
-    """The store of one RUN_LOCAL_HOME. Safe for several processes: every write is a rename of a finished file."""
+    """The store of one RUN_LOCAL_HOME. Safe for several processes: every write is a rename of a finished file.
 
-    def __init__(self, home: Path) -> None:
+    incoming: a folder on the same file system for what is not finished
+    """
+
+    def __init__(self, home: Path, incoming: Path) -> None:
         self._root = home / "store" / "sha256"
-        self._incoming = home / "tmp"
+        self._incoming = incoming
         with full_disk("the store cannot be written"):
             self._root.mkdir(parents=True, exist_ok=True)
             self._incoming.mkdir(parents=True, exist_ok=True)

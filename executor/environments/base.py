@@ -13,13 +13,13 @@ import os
 import platform
 import re
 import shutil
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, overload
 
 from executor import dockerd, machine
+from executor.data.leases import scratch_folder
 from executor.data.store import full_disk
 from executor.environments import archive
 from executor.errors import BuildError, MachineError
@@ -151,13 +151,13 @@ def _bootstrap(client: Any, distribution: _Distribution, refusal: str, *, home: 
         )
     program = _mmdebstrap(say)
     say("base", f"no registry answers: making one from the packages of {distribution.id} {distribution.suite}")
-    with full_disk("a base image cannot be made"), tempfile.TemporaryDirectory(dir=home / "tmp") as scratch:
-        tar = Path(scratch) / "base.tar"
+    with full_disk("a base image cannot be made"), scratch_folder(home / "tmp") as scratch:
+        tar = scratch / "base.tar"
         options = [f"--dpkgopt=path-exclude={path}" for path in _LEFT_OUT]
         command = [program, "--quiet", "--variant=minbase", "--include=ca-certificates", *options]
         done = machine.run(
             [*command, distribution.suite, str(tar), *map(str, sources)],
-            env={**os.environ, "SOURCE_DATE_EPOCH": "1", "LC_ALL": "C.UTF-8", "TMPDIR": scratch},
+            env={**os.environ, "SOURCE_DATE_EPOCH": "1", "LC_ALL": "C.UTF-8", "TMPDIR": str(scratch)},
         )
         if done.returncode:
             raise BuildError(

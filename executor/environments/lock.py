@@ -7,8 +7,10 @@ change of any of them solves again.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -20,6 +22,7 @@ from typing import IO, Any
 import yaml
 
 from executor import machine
+from executor.data.leases import scratch_folder
 from executor.environments import indexes
 from executor.environments.spec import Spec
 from executor.errors import BuildError, LockError
@@ -142,8 +145,18 @@ def _solve(spec: Spec, target: Path, home: Path, glibc: str, say: Callable[[str]
 
 def ask_child(module: str, request: dict[str, Any], say: Callable[[str], None]) -> dict[str, Any]:
     """Run one of our modules as a child process: JSON in, JSON out, and a line of progress after each "»" on stderr."""
+    with scratch_folder(Path(request["home"]) / "tmp") as scratch:
+        return _ask(module, request, say, {**os.environ, "TMPDIR": str(scratch)})  # where uv leaves locks behind
+
+
+def _ask(module: str, request: dict[str, Any], say: Callable[[str], None], variables: dict[str, str]) -> dict[str, Any]:
     process = machine.spawn(
-        [sys.executable, "-m", module], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-m", module],
+        env=variables,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     heard: list[str] = []
     listener = threading.Thread(target=_hear, args=(process.stderr, say, heard), daemon=True)
@@ -151,8 +164,9 @@ def ask_child(module: str, request: dict[str, Any], say: Callable[[str], None]) 
     try:
         assert process.stdin
         assert process.stdout
-        process.stdin.write(json.dumps(request))
-        process.stdin.close()
+        with contextlib.suppress(BrokenPipeError):  # it has ended already, and what it left says why
+            process.stdin.write(json.dumps(request))
+            process.stdin.close()
         text = process.stdout.read()
         process.wait()
     except BaseException:

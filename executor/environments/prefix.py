@@ -1,20 +1,18 @@
 """A lock as a folder: the prefix that the process runtime runs from, and what an image is packed from.
 
-A prefix has its final name only when it is whole and its own Python has started. What a killed build left is under
-`home/tmp`, named after a lock that nobody holds, and is removed by the next one.
+A prefix has its final name only when it is whole; one whose Python then does not start loses it again.
 """
 
 from __future__ import annotations
 
 import contextlib
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 
 from executor import machine
-from executor.data.leases import hold_lease, lease_is_held
+from executor.data.leases import scratch_folder
 from executor.data.store import full_disk
 from executor.environments.lock import Lock, ask_child
 from executor.errors import BuildError
@@ -44,25 +42,19 @@ def make_prefix(lock: Lock, key: str, *, home: Path, say: Callable[[str, str], N
 @contextlib.contextmanager
 def installed(lock: Lock, prefix: str, *, home: Path, say: Callable[[str, str], None]) -> Iterator[Path]:
     """The packages of a lock in a temporary folder, made for the given final prefix."""
-    with full_disk("an environment cannot be built"):
-        _remove_dead(home)
-        scratch = Path(tempfile.mkdtemp(dir=home / "tmp", prefix="install-"))
-    try:
-        with hold_lease(scratch):
-            folder = scratch / "prefix"
-            folder.mkdir()
-            request = {
-                "packages": [asdict(package) for package in lock.packages],
-                "folder": str(folder),
-                "prefix": prefix,
-                "home": str(home),
-            }
-            answer = ask_child("executor.environments.install", request, lambda text: say("install", text))
-            if "error" in answer:
-                raise BuildError(**answer["error"])
-            yield folder
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+    with full_disk("an environment cannot be built"), scratch_folder(home / "tmp") as scratch:
+        folder = scratch / "prefix"
+        folder.mkdir()
+        request = {
+            "packages": [asdict(package) for package in lock.packages],
+            "folder": str(folder),
+            "prefix": prefix,
+            "home": str(home),
+        }
+        answer = ask_child("executor.environments.install", request, lambda text: say("install", text))
+        if "error" in answer:
+            raise BuildError(**answer["error"])
+        yield folder
 
 
 def _verify(target: Path, lock: Lock) -> None:
@@ -76,9 +68,3 @@ def _verify(target: Path, lock: Lock) -> None:
         why = str(exc)
     shutil.rmtree(target, ignore_errors=True)
     raise BuildError("the Python of an environment does not start", why=why)
-
-
-def _remove_dead(home: Path) -> None:
-    for scratch in (home / "tmp").glob("install-*"):
-        if not lease_is_held(scratch / "lease") and (scratch / "lease").exists():
-            shutil.rmtree(scratch, ignore_errors=True)

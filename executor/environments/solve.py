@@ -58,7 +58,7 @@ class Solver:
         """Write the lock."""
         conda_solver.solve_specs_for_arch = self.solve_conda
         conda_lock.solve_pypi = self.solve_pip
-        with tempfile.TemporaryDirectory(dir=self._home / "tmp", prefix="lock-") as scratch:
+        with tempfile.TemporaryDirectory() as scratch:
             folder = Path(scratch)
             document = {**yaml.safe_load(self._request["spec"]), "channels": self._channels}
             (folder / "environment.yml").write_text(yaml.safe_dump(document))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -141,13 +142,17 @@ def test_a_wrong_value_is_refused_before_anything_starts(
     assert (caught.value.what, caught.value.hint) == (what, hint)
 
 
-def test_a_file_that_may_not_be_read_is_refused(given: Given, tmp_path: Path) -> None:
-    """Before the run, not in the middle of it."""
-    if os.getuid() == 0:
-        pytest.skip("nothing is unreadable for root")
-    (tmp_path / "a.fasta").chmod(0)
-    with pytest.raises(UsageError, match="cannot be read"):
-        given(task_with(x=PATH), "--x", "a.fasta")
+def test_a_file_that_may_not_be_read_is_refused(given: Given) -> None:
+    """Before the run, not in the middle of it; root, who may read anything, is somebody else for that long."""
+    with tempfile.NamedTemporaryFile(dir=tempfile.gettempdir()) as file:  # its folder is open to everybody
+        Path(file.name).chmod(0)
+        before = os.geteuid()
+        try:
+            os.seteuid(before or 65534)
+            with pytest.raises(UsageError, match="cannot be read"):
+                given(task_with(x=PATH), "--x", file.name)
+        finally:
+            os.seteuid(before)
 
 
 def test_what_is_missing_or_unknown_is_named(given: Given) -> None:

@@ -32,7 +32,7 @@ class Slot:
         for made in (self.inputs, self.outputs, self.task / "work"):
             made.mkdir(parents=True)
         self.folders = payload.Folders(str(self.inputs), str(self.outputs), [str(self.task / "work")])
-        self.store = Store(folder / "home")
+        self.store = Store(folder / "home", folder / "home" / "incoming")
 
     def send(self, value: Any, *, keep: bool = False) -> Any:
         """Task → host → task."""
@@ -132,7 +132,7 @@ def test_the_host_takes_nothing_but_regular_files(slot: Slot, tmp_path: Path, tr
     with pytest.raises(ValueRefused):
         slot.store.take({"size": 1, "name": name, "files": []}, b"", slot.outputs, {})
     assert secret.read_text() == "root only"
-    assert not list((tmp_path / "home" / "tmp").iterdir())
+    assert not list((tmp_path / "home" / "incoming").iterdir())
 
 
 @pytest.mark.parametrize("place", [{}, {"name": 3, "files": []}, {"name": None}, {"name": None, "files": [{}]}])
@@ -160,7 +160,7 @@ def test_a_value_of_a_missing_package_says_which(slot: Slot, tmp_path: Path, mon
 
 def test_two_files_of_one_name_are_both_exported(tmp_path: Path) -> None:
     """Nothing in the user's folder is overwritten."""
-    store = Store(tmp_path / "home")
+    store = Store(tmp_path / "home", tmp_path / "home" / "incoming")
     refs = []
     for text in ("one", "two"):
         (tmp_path / "same.txt").write_text(text)
