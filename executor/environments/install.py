@@ -26,6 +26,7 @@ import rattler
 
 from executor.errors import BuildError, RunLocalError
 
+_LONGEST_SHEBANG = 100
 _NOT_THE_SAME_EVERYWHERE = ("direct_url.json", "uv_cache.json", "REQUESTED", "INSTALLER")
 
 
@@ -81,7 +82,7 @@ class Installer:
             if script.is_file() and not script.is_symlink():
                 data = script.read_bytes()
                 if data.startswith(b"#!") and here in data:
-                    _rewrite(script, data.replace(here, there))
+                    _rewrite(script, _with_plain_shebang(data.replace(here, there), there))
 
     def _leave_out_what_differs(self) -> None:
         shutil.rmtree(self._folder / "conda-meta", ignore_errors=True)
@@ -133,6 +134,18 @@ def _check_file(package: Mapping[str, Any]) -> None:
         )
     if hashlib.sha256(path.read_bytes()).hexdigest() != package["sha256"]:
         raise BuildError(f"the archive of `{package['name']}` is not the one that was locked", why=str(path))
+
+
+def _with_plain_shebang(data: bytes, prefix: bytes) -> bytes:
+    """A script that starts its interpreter itself, where that has a path that allows it.
+
+    Installers go through `/bin/sh` when the path is long or has spaces; here that was the path of a temporary folder.
+    """
+    start, end = b"#!/bin/sh\n'''exec' ", b"\n' '''\n"
+    if not data.startswith(start) or end not in data or b" " in prefix or len(prefix) > _LONGEST_SHEBANG:
+        return data
+    interpreter = data[len(start) : data.index(end)].replace(b"'", b"").replace(b'"', b"").split(b" $0")[0]
+    return b"#!" + interpreter + b"\n" + data[data.index(end) + len(end) :]
 
 
 def _stable_record(text: str) -> str:

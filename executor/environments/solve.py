@@ -74,7 +74,7 @@ class Solver:
                 platform_overrides=[self._request["platform"]],
                 virtual_package_spec=folder / "virtual.yml",
                 metadata_yamls=[folder / "custom.yml"],
-                mapping_url=(folder / "mapping.json").as_uri(),
+                mapping_url=f"file://{folder}/mapping.json",  # it takes the rest as a path, unquoted
             )
             target = Path(self._request["lock"])
             target.parent.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,144 @@
+"""What people write into an environment.yml by mistake: each ends in a SpecError with its line, never in a traceback."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from executor.environments.spec import find_spec, read_spec, unite
+from executor.errors import SpecError
+from executor.manifest import EnvironmentEntry, Manifest, Shape
+
+SHAPE = Shape(cpus=1, cpus_limit=1, memory_bytes=1, memory_limit_bytes=None, gpus=0, gpu_model="", shm_bytes=None)
+
+
+def write(folder: Path, text: str | bytes, name: str = "environment.yml") -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_bytes(text if isinstance(text, bytes) else text.encode())
+    return folder / name
+
+
+def mistakes_of(folder: Path, text: str | bytes) -> str:
+    with pytest.raises(SpecError) as caught:
+        read_spec(write(folder, text), "x")
+    return caught.value.why
+
+
+def manifest(root: Path, name: str, image: str | None = None, extends: tuple[str, ...] = ()) -> Manifest:
+    entry = EnvironmentEntry(
+        name=name, image=image, depends_on=(), extends=extends, shape=SHAPE, env_vars={}, file="flow.py", line=3
+    )
+    return Manifest(root=str(root), import_roots=(".",), environments={name: entry}, tasks={})
+
+
+@pytest.mark.parametrize(
+    ("text", "mistake"),
+    [
+        ("- python\n", "environment.yml:1: environment.yml must be a mapping of keys"),
+        ("python", "environment.yml:1: environment.yml must be a mapping of keys"),
+        ("name: x\n", "`dependencies:` must be a list"),
+        ("dependencies: python\n", "environment.yml:1: `dependencies:` must be a list"),
+        ("dependencies:\n  - python\n  - pip: numpy\n", "environment.yml:3: `pip:` must be a list of texts"),
+        ("dependencies:\n  - python\n  - pip: [[a]]\n", "environment.yml:3: `pip:` must be a list of texts"),
+        ("dependencies:\n  - python\n  - npm: [a]\n", "environment.yml:3: a dependency is a text"),
+        ("dependencies:\n  - python\n  -\n", "environment.yml:3: a dependency is a text"),
+        ("channels: conda-forge\ndependencies: [python]\n", "environment.yml:1: `channels:` must be a list of texts"),
+        ("dependencies: [python]\nrun-local: true\n", "environment.yml:2: `run-local:` must be a mapping of keys"),
+        ("dependencies: [python]\nvariables: [A]\n", "environment.yml:2: variables are a mapping"),
+        ("dependencies: [python]\nvariables:\n  A: [1]\n", "environment.yml:3: variable `A` must be a text"),
+        ("dependencies: [python]\nvariables:\n  A=B: 1\n", "environment.yml:3: `A=B` cannot name a variable"),
+        ("dependencies: [python]\nrun-local:\n  base: [a]\n", "environment.yml:3: `base:` must be a text"),
+        ("dependencies: [python]\nrun-local:\n  cuda: 2020-99-99\n", "environment.yml:3: `cuda:` must be true or"),
+        ("dependencies: [python]\nrun-local:\n  cuda: !!python/name:os.system\n", "environment.yml:3: `cuda:` must be"),
+        ("dependencies: [python]\ndependencies: [numpy]\n", "environment.yml:2: `dependencies` is there a second time"),
+        ("dependencies: [python]\n? [a, b]\n: 1\n", "environment.yml:2: a key must be a text"),
+    ],
+)
+def test_what_is_no_spec_is_refused_with_its_line(tmp_path: Path, text: str, mistake: str) -> None:
+    """Whatever YAML can hold where something else belongs."""
+    assert mistake in mistakes_of(tmp_path, text)
+
+
+@pytest.mark.parametrize("text", [b"dependencies: [python]\n# \xff\n", b"a: \x00\n", b"a: \x1b[31m\n"])
+def test_what_is_no_text_is_refused_by_file(tmp_path: Path, text: bytes) -> None:
+    """Bytes that are not UTF-8, and characters that YAML forbids."""
+    assert str(tmp_path / "environment.yml") in mistakes_of(tmp_path, text)
+
+
+def test_the_file_of_another_operating_system_is_read(tmp_path: Path) -> None:
+    """A byte order mark and CRLF change nothing."""
+    plain = read_spec(write(tmp_path / "a", "dependencies:\n  - python\n"), "x")
+    other = read_spec(write(tmp_path / "b", b"\xef\xbb\xbfdependencies:\r\n  - python\r\n"), "x")
+    assert plain.digest == other.digest
+
+
+@pytest.mark.parametrize(
+    "python", ["python", "python 3.11.*", "python=3.11", "python>=3.10,<3.13", "conda-forge::python", "Python !=3.12"]
+)
+def test_python_is_recognised_however_it_is_asked_for(tmp_path: Path, python: str) -> None:
+    """And `python-dateutil` is not Python."""
+    assert read_spec(write(tmp_path, f"dependencies: ['{python}']\n"), "x").conda == (python,)
+    assert "no `python`" in mistakes_of(tmp_path, "dependencies: [python-dateutil]\n")
+
+
+def test_the_order_of_keys_and_the_name_change_no_digest(tmp_path: Path) -> None:
+    """Nor do variables and the base, which are the image's business and not the lock's; channels and cuda do."""
+    text = "name: a\nchannels: [c]\ndependencies: [python]\n"
+    first = read_spec(write(tmp_path, text), "a")
+    for same in (
+        "dependencies: [python]\nchannels: [c]\n",
+        text + "variables: {A: 1}\nrun-local: {base: 'debian:12'}\n",
+    ):
+        assert read_spec(write(tmp_path, same), "b").digest == first.digest
+    for other in (text.replace("[c]", "[d]"), text + "run-local: {cuda: false}\n"):
+        assert read_spec(write(tmp_path, other), "a").digest != first.digest
+
+
+def test_a_rendered_spec_is_the_same_spec(tmp_path: Path) -> None:
+    """What the solver reads says what the user wrote, whatever characters it needs to be quoted."""
+    text = "dependencies:\n  - python >=3.10\n  - pip\n  - pip:\n    - 'a @ file:///x y/#1.whl'\n    - \"b ; extra == 'ü'\"\n"
+    spec = read_spec(write(tmp_path, text), "x")
+    again = read_spec(write(tmp_path, spec.render()), "x")
+    assert (again.digest, again.pip) == (spec.digest, ("a @ file:///x y/#1.whl", "b ; extra == 'ü'"))
+
+
+def test_an_extending_environment_wins_over_what_it_extends(tmp_path: Path) -> None:
+    """Its channels come first, and its base, cuda and variables count; requirements are everybody's, each once."""
+    low = read_spec(
+        write(
+            tmp_path / "low",
+            "channels: [a, b]\ndependencies: [python, numpy]\nvariables: {X: low, Y: low}\n"
+            "run-local: {base: 'debian:11', cuda: true}\n",
+        ),
+        "low",
+    )
+    high = read_spec(
+        write(
+            tmp_path / "high",
+            "channels: [c, a]\ndependencies: [python, scipy]\nvariables: {X: high}\nrun-local: {cuda: false}\n",
+        ),
+        "high",
+    )
+    both = unite("high", [low, high])
+    assert (both.channels, both.conda) == (("c", "a", "b"), ("python", "numpy", "scipy"))
+    assert (both.base, both.cuda, dict(both.variables)) == ("debian:11", False, {"X": "high", "Y": "low"})
+
+
+def test_a_spec_that_is_named_is_looked_for_in_that_place_only(tmp_path: Path) -> None:
+    """`image="specs/yours.yml"` is not replaced by `envs/<name>`, and the message says which file is missing."""
+    write(tmp_path / "envs/x", "dependencies: [python]\n")
+    with pytest.raises(SpecError, match="environment `x` has no specification") as caught:
+        find_spec(manifest(tmp_path, "x", "specs/yours.yml"), "x")
+    assert "there is no specs/yours.yml" in caught.value.why
+    assert "envs/x/environment.yml" not in caught.value.why
+
+
+@pytest.mark.parametrize("place", ["envs/x/environment.yml", "envs/x/environment.yaml", "envs/x.yml"])
+def test_a_spec_is_found_in_every_usual_place(tmp_path: Path, place: str) -> None:
+    """By the name of its environment alone, in a folder with any name."""
+    root = tmp_path / "projekt ü #1"
+    path = root / place
+    write(path.parent, yaml.safe_dump({"dependencies": ["python"]}), path.name)
+    assert find_spec(manifest(root, "x"), "x").path == path
