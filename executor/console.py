@@ -10,7 +10,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
@@ -129,7 +129,9 @@ class ConsoleView:
     def _log_line(self, call: str, line: bytes) -> None:
         self.say(f"  {self._tasks[call].partition('.')[2]} │ {line.decode(errors='replace').rstrip()}")
 
-    def _render(self) -> Table:
+    def _render(self) -> RenderableType:
+        if not (self._step or self._running or self._waiting):
+            return Group()
         table = Table.grid(padding=(0, 1))
         if self._step:
             table.add_row("  …", self._step)

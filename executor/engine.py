@@ -68,7 +68,12 @@ class Plan:
 
     def launch(self, environment: str, number: int) -> Launch:
         """What the run's n-th slot is made of."""
-        made, shape = self.built[environment], self.manifest.environments[environment].shape
+        made, asked = self.built[environment], self.manifest.environments[environment].shape
+        shape = replace(
+            asked,
+            cpus_limit=min(asked.cpus_limit, self.machine.cpus),
+            memory_limit_bytes=asked.memory_limit_bytes or self.machine.memory_bytes,
+        )
         return Launch(
             run=self.run,
             number=number,
@@ -76,7 +81,7 @@ class Plan:
             key=made.key,
             image=made.image,
             prefix=made.prefix,
-            shape=replace(shape, memory_limit_bytes=shape.memory_limit_bytes or self.machine.memory_bytes),
+            shape=shape,
             project=self.project,
             import_roots=self.manifest.import_roots,
             library=self.library,

@@ -15,6 +15,7 @@ import signal
 import sys
 import tempfile
 import traceback
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
 import click
@@ -98,6 +99,15 @@ def main() -> NoReturn:
 def print_json(doc: Any) -> None:
     """Print the one JSON document of a command."""
     click.echo(json.dumps(doc, indent=2, ensure_ascii=False))
+
+
+def print_table(rows: Sequence[Sequence[str]], *headers: str) -> None:
+    """Print rows under their headers, in columns that are as wide as they need to be."""
+    texts = [list(headers), *([str(cell) for cell in row] for row in rows)]
+    widths = [max(len(click.unstyle(row[column])) for row in texts) for column in range(len(headers))]
+    for row in texts:
+        cells = (cell + " " * (width - len(click.unstyle(cell))) for cell, width in zip(row, widths, strict=True))
+        click.echo("  ".join(cells).rstrip())
 
 
 def _print_error(exc: RunLocalError) -> int:

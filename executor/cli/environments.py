@@ -6,14 +6,11 @@ import contextlib
 import difflib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import click
-from rich.console import Console
-from rich.table import Table
 
 from executor import machine, runs
-from executor.cli import print_json
+from executor.cli import print_json, print_table
 from executor.console import ConsoleView
 from executor.describe import find_root
 from executor.environments import Builder, Spec, read_spec, spec_names
@@ -82,7 +79,7 @@ def envs_command(as_json: bool, runtime: str) -> None:
             ]
         )
         return
-    table = Table("environment", "python", "packages", "locked", "built", "key", box=None, pad_edge=False)
+    rows = []
     for state in states:
         lock = (
             "no"
@@ -92,8 +89,8 @@ def envs_command(as_json: bool, runtime: str) -> None:
             else "here"
         )
         built = "yes" if state.built else "no"
-        table.add_row(state.spec.name, state.python, str(state.packages or ""), lock, built, state.key[:12])
-    Console(highlight=False).print(table)
+        rows.append([state.spec.name, state.python, str(state.packages or ""), lock, built, state.key[:12]])
+    print_table(rows, "environment", "python", "packages", "locked", "built", "key")
 
 
 @contextlib.contextmanager
@@ -125,8 +122,9 @@ def _versions(lock: Path) -> dict[str, str]:
 
 
 def _print_changes(before: dict[str, str], after: dict[str, str]) -> None:
-    table: Any = Table("package", "old", "new", box=None, pad_edge=False)
     changed = [name for name in sorted({*before, *after}) if before.get(name) != after.get(name)]
-    for name in changed:
-        table.add_row(f"  {name}", before.get(name, "–"), after.get(name, "–"))
-    Console(stderr=True, highlight=False).print(table if changed else "  nothing changed")
+    if changed:
+        rows = [[name, before.get(name, "–"), after.get(name, "–")] for name in changed]
+        print_table(rows, "package", "old", "new")
+    else:
+        click.echo("nothing changed")

@@ -7,11 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
-from rich.table import Table
 
 from executor import machine, runs
-from executor.cli import print_json
+from executor.cli import print_json, print_table
 from executor.console import ConsoleView
 from executor.describe import describe
 from executor.environments import Builder, State, find_spec
@@ -34,14 +32,11 @@ def plan_command(workflow: str, runtime: str, as_json: bool) -> None:
     if as_json:
         print_json(_document(manifest, task.name, chosen, states))
         return
-    console = Console(highlight=False, soft_wrap=True)
-    console.print(f"{task.name} ({chosen}{': ' + note if note else ''})", markup=False)
-    table = Table("environment", "cores", "memory", "lock", "build", "key", box=None, pad_edge=False)
-    for state in states:
-        table.add_row(*_row(manifest, state))
-    console.print(table)
+    click.echo(f"{task.name} ({chosen}{': ' + note if note else ''})")
+    rows = [_row(manifest, state) for state in states]
+    print_table(rows, "environment", "cores", "memory", "lock", "build", "key")
     for module, places in manifest.missing.items():
-        console.print(f"stood in for while reading the project: {module} ({', '.join(places)})", markup=False)
+        click.echo(f"stood in for while reading the project: {module} ({', '.join(places)})")
 
 
 def _row(manifest: Manifest, state: State) -> list[str]:

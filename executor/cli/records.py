@@ -6,11 +6,9 @@ import datetime
 import sys
 
 import click
-from rich.console import Console
-from rich.table import Table
 
 from executor import machine
-from executor.cli import print_json
+from executor.cli import print_json, print_table
 from executor.cli.workflow import document
 from executor.console import render_failure
 from executor.data.records import CallView, RunView, read_run, run_ids
@@ -30,12 +28,14 @@ def runs_command(as_json: bool, most: int) -> None:
     if as_json:
         print_json([_summary(view) for view in views])
         return
-    table = Table("run", "workflow", "status", "began", "seconds", "calls", box=None, pad_edge=False)
+    if not views:
+        click.echo("no runs yet")
+        return
+    rows = []
     for view in views:
         began = datetime.datetime.fromtimestamp(view.started).strftime("%Y-%m-%d %H:%M")
-        status = f"[{_STYLES.get(view.status, 'default')}]{view.status}"
-        table.add_row(view.id, view.workflow, status, began, f"{view.seconds:.1f}", str(len(view.calls)))
-    Console(highlight=False).print(table if views else "no runs yet")
+        rows.append([view.id, view.workflow, _styled(view.status), began, f"{view.seconds:.1f}", str(len(view.calls))])
+    print_table(rows, "run", "workflow", "status", "began", "seconds", "calls")
 
 
 @click.command("show")
@@ -48,17 +48,14 @@ def show_command(run: str, as_json: bool) -> None:
     if as_json:
         print_json(document(view, result))
         return
-    console = Console(highlight=False, soft_wrap=True)
-    console.print(f"run {view.id} of {view.workflow} ({view.runtime}): {view.status}, {view.seconds:.1f} s")
-    table = Table("call", "task", "status", "seconds", "cpu s", "peak MiB", "python", "key", box=None, pad_edge=False)
-    for call in view.calls.values():
-        table.add_row(*_row(call))
-    console.print(table)
+    click.echo(f"run {view.id} of {view.workflow} ({view.runtime}): {view.status}, {view.seconds:.1f} s")
+    rows = [_row(call) for call in view.calls.values()]
+    print_table(rows, "call", "task", "status", "seconds", "cpu s", "peak MiB", "python", "key")
     root = view.root_call
     if root and root.error:
-        console.print(render_failure(root.error), markup=False)
+        click.echo(render_failure(root.error))
     if view.outputs.exists():
-        console.print(f"outputs: {view.outputs}", markup=False)
+        click.echo(f"outputs: {view.outputs}")
 
 
 @click.command("logs")
@@ -79,12 +76,16 @@ def logs_command(run: str, call: str | None) -> None:
     sys.stdout.flush()
 
 
+def _styled(status: str) -> str:
+    return click.style(status, fg=_STYLES.get(status))
+
+
 def _row(call: CallView) -> list[str]:
     peak, cpu = call.evidence.get("peak_bytes"), call.evidence.get("cpu_s")
     return [
         call.id,
         call.task,
-        f"[{_STYLES.get(call.status, 'default')}]{call.status}",
+        _styled(call.status),
         f"{call.seconds:.2f}",
         "" if cpu is None else f"{cpu:.2f}",
         "" if peak is None else f"{peak / 2**20:.0f}",

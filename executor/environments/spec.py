@@ -111,12 +111,12 @@ def unite(name: str, specs: list[Spec]) -> Spec:
 def read_spec(path: Path, name: str) -> Spec:
     """The specification in a file; raises `SpecError` with every mistake and the line of each."""
     try:
-        node = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+        node = yaml.compose(path.read_text(encoding="utf-8-sig"), Loader=yaml.SafeLoader)
     except yaml.MarkedYAMLError as exc:
         mark = exc.problem_mark or exc.context_mark
         where = f"{path}:{mark.line + 1}:{mark.column + 1}" if mark else str(path)
         raise SpecError(f"`{path.name}` of environment `{name}` is not YAML", why=f"{where}: {exc.problem}") from exc
-    except (OSError, UnicodeDecodeError) as exc:
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as exc:
         raise SpecError(f"the specification of environment `{name}` cannot be read", why=f"{path}: {exc}") from exc
     reader = _Reader(path)
     spec = reader.read(node, name)
@@ -170,8 +170,12 @@ class _Reader:
             return {}
         found: dict[str, yaml.Node] = {}
         for key, value in node.value:
-            if key.value not in allowed:
-                near = difflib.get_close_matches(str(key.value), allowed, 1)
+            if not isinstance(key, yaml.ScalarNode):
+                self._wrong(key, "a key must be a text")
+            elif key.value in found:
+                self._wrong(key, f"`{key.value}` is there a second time in {what}")
+            elif key.value not in allowed:
+                near = difflib.get_close_matches(key.value, allowed, 1)
                 advice = f"did you mean `{near[0]}`?" if near else f"known are {', '.join(sorted(allowed))}"
                 self._wrong(key, f"unknown key `{key.value}` in {what}; {advice}")
             else:
@@ -207,12 +211,23 @@ class _Reader:
         if not isinstance(node, yaml.MappingNode):
             self._wrong(node, "variables are a mapping of names to texts")
             return {}
-        return {str(key.value): str(value.value) for key, value in node.value}
+        found: dict[str, str] = {}
+        for key, value in node.value:
+            if not isinstance(key, yaml.ScalarNode) or not key.value or "=" in key.value:
+                self._wrong(key, f"`{yaml.serialize(key).strip()}` cannot name a variable")
+            elif not isinstance(value, yaml.ScalarNode):
+                self._wrong(value, f"variable `{key.value}` must be a text")
+            else:
+                found[key.value] = value.value
+        return found
 
     def _scalar(self, node: yaml.Node | None, kind: type, what: str) -> Any:
         if node is None:
             return None
-        value = yaml.safe_load(yaml.serialize(node))
+        try:
+            value = yaml.safe_load(yaml.serialize(node))
+        except (yaml.YAMLError, ValueError):  # a tag that means nothing to us, or a date that is none
+            value = None
         if not isinstance(value, kind):
             self._wrong(node, f"`{what}:` must be {'true or false' if kind is bool else 'a text'}")
             return None
