@@ -24,6 +24,7 @@ from executor.worker.protocol import INLINE_BYTES
 
 _OUTPUT_NAME = re.compile(r"^v[0-9]{1,9}$")
 _CHUNK = 2**20
+_LONGEST_NAME = 200
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,7 +136,7 @@ class Store:
     # -- inside --------------------------------------------------------------------------------------------------------
 
     def _take_file(self, each: Mapping[str, str], outputs: Path, given: Mapping[str, FileRef]) -> FileRef:
-        name = Path(each["name"]).name or "file"
+        name = _plain_name(each["name"])
         if "given" in each:
             original = given.get(each["given"])
             if original is None:
@@ -181,6 +182,12 @@ class Store:
     def _link(self, sha256: str, target: Path) -> None:
         with contextlib.suppress(FileExistsError):
             os.link(self.path(sha256), target)
+
+
+def _plain_name(name: str) -> str:
+    """A file's name as a task gave it, if it is one: nothing that leads out of a folder, or that none can be called."""
+    last = Path(name).name.replace("\0", "")
+    return last if last not in ("", ".", "..") and len(os.fsencode(last)) <= _LONGEST_NAME else "file"
 
 
 def _digest(path: Path) -> tuple[str, int]:

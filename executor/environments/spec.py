@@ -214,7 +214,8 @@ class _Reader:
         found: dict[str, str] = {}
         for key, value in node.value:
             if not isinstance(key, yaml.ScalarNode) or not key.value or "=" in key.value:
-                self._wrong(key, f"`{yaml.serialize(key).strip()}` cannot name a variable")
+                name = key.value if isinstance(key, yaml.ScalarNode) else "a list or mapping"
+                self._wrong(key, f"`{name}` cannot name a variable")
             elif not isinstance(value, yaml.ScalarNode):
                 self._wrong(value, f"variable `{key.value}` must be a text")
             else:

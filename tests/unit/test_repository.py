@@ -148,3 +148,15 @@ def test_travelling_modules_import_on_every_python_here(
         pytest.skip("no other Python here")
     for interpreter in interpreters:
         assert interpreter.run(code, str(ROOT), str(only_cloudpickle), *modules) == "loaded\n", interpreter
+
+
+def test_the_architecture_names_every_module() -> None:
+    """ARCHITECTURE.md opens with the walk of one call, and its tree holds each module that there is, and no other."""
+    text = (ROOT / "ARCHITECTURE.md").read_text()
+    assert text.split("\n## ")[1].startswith("The walk of one call")
+    tree = text.split("## The tree")[1].split("```")[1]
+    for path in (ROOT / "executor").rglob("*.py"):
+        name = path.parent.name if path.name == "__init__.py" else path.stem
+        assert re.search(rf"\b{name}\b", tree), f"{path.relative_to(ROOT)} is not in the tree of ARCHITECTURE.md"
+    for name in re.findall(r"\b(\w+)\.py\b", tree):
+        assert list((ROOT / "executor").rglob(f"{name}.py")), f"ARCHITECTURE.md names {name}.py, which is not there"

@@ -158,6 +158,18 @@ def test_a_value_of_a_missing_package_says_which(slot: Slot, tmp_path: Path, mon
     assert "`elsewhere`" in caught.value.why
 
 
+@pytest.mark.parametrize("name", ["..", ".", "", "/", "../../etc/passwd", "a/../..", "x" * 300, "\0"])
+def test_a_name_of_a_file_leads_nowhere(slot: Slot, tmp_path: Path, name: str) -> None:
+    """Whatever a task calls its file, it lands under a plain name in the folders of whoever gets it."""
+    (slot.outputs / "v1").write_text("content")
+    place = {"size": 1, "name": None, "files": [{"name": name, "at": "v1"}]}
+    ref = slot.store.take(place, b"", slot.outputs, {})
+    back, _ = slot.store.place(ref, slot.inputs)
+    assert (slot.inputs / back["files"][0]["at"]).read_text() == "content"
+    target = slot.store.export(ref.files[0], tmp_path / "outputs")
+    assert (target.parent, target.read_text()) == (tmp_path / "outputs", "content")
+
+
 def test_two_files_of_one_name_are_both_exported(tmp_path: Path) -> None:
     """Nothing in the user's folder is overwritten."""
     store = Store(tmp_path / "home", tmp_path / "home" / "incoming")
