@@ -112,16 +112,22 @@ def print_table(rows: Sequence[Sequence[str]], *headers: str) -> None:
 
 def _print_error(exc: RunLocalError) -> int:
     click.echo(click.style("error: ", fg="red", bold=True) + str(exc), err=True)
+    _print_error_document(what=exc.what, why=exc.why, hint=exc.hint)
+    return exc.exit_code
+
+
+def _print_error_document(**error: str) -> None:
+    """With `--json` there is one document, also where no run could begin."""
     if "--json" in sys.argv:
         told: dict[str, Any] = {"run": None, "status": "failed", "runtime": None, "result": None}
-        error = {"what": exc.what, "why": exc.why, "hint": exc.hint}
         print_json({**told, "calls": [], "outputs": None, "error": error})
-    return exc.exit_code
 
 
 def _print_bug() -> int:
     with tempfile.NamedTemporaryFile("w", prefix="run-local-bug-", suffix=".txt", delete=False) as file:
         file.write(f"run-local {VERSION}, Python {sys.version}\n{sys.argv}\n\n{traceback.format_exc()}")
     what = f"run-local broke: {sys.exc_info()[1]!r}"[:500]
-    click.echo(f"error: {what}\n  why: this is a bug of ours\n  hint: please report it with `{file.name}`", err=True)
+    why, hint = "this is a bug of ours", f"please report it with `{file.name}`"
+    click.echo(f"error: {what}\n  why: {why}\n  hint: {hint}", err=True)
+    _print_error_document(what=what, why=why, hint=hint)
     return 1

@@ -29,7 +29,7 @@ from executor import machine
 from executor.errors import LockError
 
 SUBDIR = "linux-64"
-_RECIPE = 1
+_RECIPE = 2
 
 _LEFT_OUT = frozenset(
     {"__pycache__", "site-packages", "dist-packages", "test", "tests", "idlelib", "tkinter", "turtledemo", "lib2to3"}
@@ -48,8 +48,7 @@ _OF_ANY_LINUX = (
 #: Debian puts packages elsewhere, and freezes `site` into its interpreter; this gives both back their usual meaning.
 _SITECUSTOMIZE = """\
 import site, sys
-for _path in ("lib/python{v}/site-packages",):
-    site.addsitedir(sys.prefix + "/" + _path)
+site.addsitedir(sys.prefix + "/lib/python{v}/site-packages")
 """
 _SYSCONFIG = """
 for _scheme in ("posix_local", "deb_system"):
@@ -136,10 +135,7 @@ def _python_files(staging: Path) -> None:
     shutil.copytree(library, target, symlinks=False, ignore=_unwanted, ignore_dangling_symlinks=True)
     (target / "site-packages").mkdir()
     (target / "site-packages" / "README.txt").write_text("Packages of this environment.\n")
-    (target / "sitecustomize.py").write_text(_SITECUSTOMIZE.format(v=minor))
-    if "posix_local" in (target / "sysconfig.py").read_text():
-        with (target / "sysconfig.py").open("a") as file:
-            file.write(_SYSCONFIG)
+    _undo_distribution(target)
     (staging / "bin").mkdir()
     executable = staging / "bin" / f"python{minor}"
     shutil.copyfile(Path(sys.base_prefix, "bin", f"python{minor}").resolve(), executable)
@@ -148,6 +144,16 @@ def _python_files(staging: Path) -> None:
         (staging / "bin" / name).symlink_to(executable.name)
     _forget_this_machine(target)
     _bundle_libraries(staging)
+
+
+def _undo_distribution(library: Path) -> None:
+    """Let an interpreter that a distribution has changed look for its packages where all others do."""
+    (library / "sitecustomize.py").unlink(missing_ok=True)  # what it says is about this machine
+    [module] = [path for name in ("sysconfig.py", "sysconfig/__init__.py") if (path := library / name).exists()]
+    if "posix_local" in module.read_text():
+        (library / "sitecustomize.py").write_text(_SITECUSTOMIZE.format(v=_minor()))
+        with module.open("a") as file:
+            file.write(_SYSCONFIG)
 
 
 def _unwanted(folder: str, names: list[str]) -> set[str]:

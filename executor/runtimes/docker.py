@@ -226,7 +226,7 @@ class DockerRuntime:
         try:
             await asyncio.wait_for(container.died.wait(), _DIES_S)
             await asyncio.wait_for(container.removed.wait(), _REMOVED_S)
-        except TimeoutError:
+        except asyncio.TimeoutError:  # another class before Python 3.11
             await self._ask(self._force_removal, container.id)
         self._containers.pop(container.id, None)
 

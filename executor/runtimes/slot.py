@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import os
 import secrets
 import shutil
@@ -26,8 +27,7 @@ from executor.worker.protocol import VERSION, Frame, FrameReader, ProtocolError,
 _CHUNK = 256 * 2**10
 _HELLO_S = 30.0
 _LONGEST_SOCKET_PATH = 107
-_SOCKETS = "run-local-"
-_OF_A_SOCKET = len(f"/{_SOCKETS}20260101-000000-0000.12345678/s")
+_OF_A_SOCKET = len("/20260101-000000-0000.12345678/s")
 
 
 class Slot:
@@ -104,7 +104,8 @@ class Door:
     def __init__(self, home: Path, run: str) -> None:
         self.nonce = secrets.token_hex(16)
         with full_disk("the socket of a container cannot be made"):
-            self.folder = Path(tempfile.mkdtemp(dir=_sockets(home), prefix=f"{_SOCKETS}{run}."))
+            folder, prefix = _sockets(home)
+            self.folder = Path(tempfile.mkdtemp(dir=folder, prefix=f"{prefix}{run}."))
             self.folder.chmod(0o711)
         self._arrived: asyncio.Future[Line] = asyncio.get_running_loop().create_future()
         self._server: asyncio.Server | None = None
@@ -130,7 +131,7 @@ class Door:
                 raise MachineError("a container did not start", why=await why_gone() or "its agent never answered")
             line = self._arrived.result()
             frame = await asyncio.wait_for(line.receive(), _HELLO_S)
-        except TimeoutError:
+        except asyncio.TimeoutError:  # another class before Python 3.11
             raise MachineError("a container did not start", why="its agent said nothing") from None
         finally:
             ending.cancel()
@@ -158,19 +159,23 @@ class Door:
 
 def remove_dead_doors(home: Path) -> None:
     """Remove the folders of sockets whose runs were killed while they waited for an agent."""
-    for folder in _sockets(home).glob(f"{_SOCKETS}*.*"):
-        run = folder.name.removeprefix(_SOCKETS).partition(".")[0]
+    sockets, prefix = _sockets(home)
+    for folder in sockets.glob(f"{prefix}*.*"):
+        run = folder.name.removeprefix(prefix).partition(".")[0]
         if not lease_is_held(home / "runs" / run / NAME):
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _sockets(home: Path) -> Path:
-    """Where the folders of sockets lie: in the home, or where its path is too long in the folder of temporary files."""
+def _sockets(home: Path) -> tuple[Path, str]:
+    """Where the folders of sockets lie, and how their names begin.
+
+    They lie in the home, or where its path is too long beside the temporary files, which are not of this home alone.
+    """
     near = home / "sockets"
     if len(os.fsencode(near)) + _OF_A_SOCKET > _LONGEST_SOCKET_PATH:
-        return Path(tempfile.gettempdir())
+        return Path(tempfile.gettempdir()), f"run-local-{hashlib.sha256(os.fsencode(home)).hexdigest()[:8]}-"
     near.mkdir(exist_ok=True)
-    return near
+    return near, ""
 
 
 def make_folders(folder: Path, owner: tuple[int, int]) -> None:

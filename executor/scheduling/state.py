@@ -9,7 +9,8 @@ callers first gave back what they hold, is rejected by name and never left to ha
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import assert_never
+
+from typing_extensions import assert_never
 
 from executor.events import (
     AttemptEnded,
