@@ -37,17 +37,19 @@ __all__ = [
     "translated",
 ]
 
-_PATIENCE_S = 120
 _PING_S = 5
 
 
-def connect() -> docker.DockerClient:
-    """A client of the engine that answers at `$DOCKER_HOST` or at the usual sockets; raises `MachineError`."""
+def connect(patience_s: int = 600) -> docker.DockerClient:
+    """A client of the engine that answers at `$DOCKER_HOST` or at the usual sockets; raises `MachineError`.
+
+    patience_s: how long a request may take; loading a large image takes minutes on a slow disk
+    """
     address = os.environ.get("DOCKER_HOST") or _socket()
     try:
         _knock(address)
         client = docker.DockerClient(base_url=address, timeout=_PING_S, version="auto")  # which asks for the version
-        client.api.timeout = _PATIENCE_S
+        client.api.timeout = patience_s
     except (DockerException, RequestException, OSError) as exc:
         raise MachineError(
             "no Docker engine answers",

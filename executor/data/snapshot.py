@@ -9,9 +9,9 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-import tempfile
 from pathlib import Path
 
+from executor.data.leases import scratch_folder
 from executor.data.sources import source_files
 from executor.data.store import full_disk
 from executor.errors import ProjectError
@@ -49,8 +49,9 @@ def _refuse_large(root: Path, files: list[Path]) -> None:
 
 def _copy(root: Path, files: list[Path], target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix="half-"))
-    try:
+    with scratch_folder(target.parent) as scratch:
+        temporary = scratch / "source"
+        temporary.mkdir()
         for path in files:
             copy = temporary / path.relative_to(root)
             copy.parent.mkdir(parents=True, exist_ok=True)
@@ -60,5 +61,3 @@ def _copy(root: Path, files: list[Path], target: Path) -> None:
             Path(folder).chmod(0o755)
         if not target.exists():
             temporary.rename(target)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)

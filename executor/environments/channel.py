@@ -73,12 +73,23 @@ def make_channel(home: Path) -> Path:
 
 def _identity() -> str:
     executable = Path(sys.base_prefix, "bin", f"python{_minor()}").resolve()
-    facts = [_RECIPE, sys.version, str(executable), executable.stat().st_mtime_ns, importlib.metadata.version("pip")]
+    facts = [_RECIPE, sys.version, str(executable), executable.stat().st_mtime_ns, _pip().version]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
 
 
 def _minor() -> str:
     return f"{sys.version_info[0]}.{sys.version_info[1]}"
+
+
+def _pip() -> importlib.metadata.Distribution:
+    try:
+        return importlib.metadata.distribution("pip")
+    except importlib.metadata.PackageNotFoundError:
+        raise LockError(
+            "`pip` is missing beside run-local",
+            why=f"an environment gets the one that is installed for {sys.executable}",
+            hint=f"install it there, for example with `{sys.executable} -m ensurepip`",
+        ) from None
 
 
 def _write_channel(folder: Path) -> None:
@@ -116,7 +127,7 @@ def _python_record() -> dict[str, Any]:
 def _pip_record() -> dict[str, Any]:
     return {
         "name": "pip",
-        "version": importlib.metadata.version("pip"),
+        "version": _pip().version,
         "build": "bridge_0",
         "build_number": 0,
         "depends": [f"python {_minor()}.*"],
@@ -206,7 +217,8 @@ def _needed(binaries: list[Path]) -> dict[str, Path]:
 
 
 def _call(program: str, *arguments: str) -> str:
-    located = shutil.which(program, path=f"{Path(sys.executable).parent}:{os.environ.get('PATH', os.defpath)}")
+    scripts = [str(Path(sys.executable).parent), sysconfig.get_path("scripts", f"{os.name}_user")]
+    located = shutil.which(program, path=os.pathsep.join([*scripts, os.environ.get("PATH", os.defpath)]))
     if located is None:
         raise LockError(f"`{program}` is missing", why="it is needed to make the interpreter at hand relocatable")
     done = subprocess.run([located, *arguments], capture_output=True, text=True, check=False)
@@ -216,7 +228,7 @@ def _call(program: str, *arguments: str) -> str:
 
 
 def _pip_files(staging: Path) -> None:
-    distribution = importlib.metadata.distribution("pip")
+    distribution = _pip()
     target = staging / "site-packages"  # where a noarch Python package keeps its modules
     for file in distribution.files or []:
         if file.parts[0] != ".." and "__pycache__" not in file.parts and file.name not in ("RECORD", "REQUESTED"):

@@ -13,13 +13,17 @@ import sys
 from pathlib import Path
 
 _FLAGS = {"index-url": "--index-url", "extra-index-url": "--extra-index-url", "find-links": "--find-links"}
+_SWITCHES = {"no-index": "--no-index"}
+_YES = frozenset({"1", "true", "yes", "on", "y", "t"})
 
 
 def uv_options() -> list[str]:
     """Uv's options for the indexes and find-links of `pip config`; they are merged, as pip merges them."""
     options = ["--index-strategy", "unsafe-best-match"]
     for name, values in _pip_settings().items():
-        for value in values:
+        if name in _SWITCHES:
+            options += [_SWITCHES[name]] if values[-1:] and values[-1].lower() in _YES else []
+        for value in values if name in _FLAGS else ():
             options += [_FLAGS[name], value]
     return options
 
@@ -33,6 +37,7 @@ def settings_digest() -> str:
     config = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
     files = (
         Path("/etc/pip.conf"),
+        Path("/etc/xdg/pip/pip.conf"),
         config / "pip/pip.conf",
         Path.home() / ".pip/pip.conf",
         Path(sys.prefix, "pip.conf"),
@@ -54,7 +59,7 @@ def _pip_settings() -> dict[str, list[str]]:
         key, _, text = line.partition("=")
         section, _, name = key.rpartition(".")
         rank = ranks.get(section, -1)
-        if name in _FLAGS and rank >= found.get(name, (-1, []))[0]:
+        if (name in _FLAGS or name in _SWITCHES) and rank >= found.get(name, (-1, []))[0]:
             values = str(ast.literal_eval(text)).split()
             found[name] = (rank, [value for value in values if _is_there(value)])
     return {name: values for name, (_, values) in found.items()}

@@ -23,10 +23,13 @@ from pathlib import Path
 from typing import Any
 
 import rattler
+import uv
 
+from executor import machine
 from executor.errors import BuildError, RunLocalError
 
 _LONGEST_SHEBANG = 100
+_NOT_COMPILED = frozenset({"test", "tests", "lib2to3"})
 _NOT_THE_SAME_EVERYWHERE = ("direct_url.json", "uv_cache.json", "REQUESTED", "INSTALLER")
 
 
@@ -66,11 +69,11 @@ class Installer:
         requirements = self._folder / "requirements.txt"
         requirements.write_text("\n".join(lines))
         command = [
-            *(str(Path(sys.executable).with_name("uv")), "pip", "install", "--quiet", "--no-config", "--no-deps"),
+            *(uv.find_uv_bin(), "pip", "install", "--quiet", "--no-config", "--no-deps"),
             *("--python", str(self._folder / "bin/python"), "--require-hashes", "--only-binary", ":all:"),
             *("--link-mode", "hardlink", "--cache-dir", str(self._home / "packages" / "uv"), "-r", str(requirements)),
         ]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        done = machine.run(command)
         requirements.unlink()
         if done.returncode:
             raise BuildError("packages cannot be installed", why=done.stderr.strip()[-2000:])
@@ -94,16 +97,25 @@ class Installer:
             _rewrite(record, _stable_record(record.read_text()).encode())
 
     def _compile(self) -> None:
+        """Compile every module, on all cores, each process tied to this one.
+
+        Packages hold files for other versions of Python, which do not compile here; that is no failure. Files are named
+        from within the folder, so that what is left out does not depend on where it is.
+        """
+        found = (path.relative_to(self._folder) for path in self._folder.glob("lib/python*/**/*.py"))
+        modules = sorted(str(path) for path in found if not _NOT_COMPILED.intersection(path.parts))
+        options = ["-q", "-f", "--invalidation-mode", "unchecked-hash", "-p", self._prefix]
         python = str(self._folder / "bin/python")
-        options = ["-q", "-f", "-j", "0", "--invalidation-mode", "unchecked-hash", "-x", "/tests?/|lib2to3|/bad_"]
-        where = ["-s", str(self._folder), "-p", self._prefix]
-        for library in self._folder.glob("lib/python*"):
-            # Packages hold files for other versions of Python, which do not compile here; that is no failure.
-            subprocess.run(
-                [python, "-I", "-B", "-m", "compileall", *options, *where, str(library)],
-                capture_output=True,
-                check=False,
-            )
+        lists, processes = [], []
+        for number in range(cores := max(1, int(machine.cores()))):
+            lists.append(self._folder / f"compile-{number}")
+            lists[-1].write_text("\n".join(modules[number::cores]))
+            command = [python, "-I", "-B", "-m", "compileall", *options, "-i", lists[-1].name]
+            quiet = subprocess.DEVNULL
+            processes.append(machine.spawn(command, cwd=self._folder, stdout=quiet, stderr=quiet))
+        for process, listed in zip(processes, lists, strict=True):
+            process.wait()
+            listed.unlink()
 
 
 def _record(package: Mapping[str, Any]) -> Any:

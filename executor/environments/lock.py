@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -30,6 +31,16 @@ from executor.errors import BuildError, LockError
 PLATFORM = "linux-64"
 _RECIPE = 1
 _SPEC_KEY = "run-local-spec"
+
+#: Starts a module as `-m` does, but never finds a module of ours or of Python's in the folder that the user is in.
+_START = (
+    "import sys; sys.path[:] = filter(None, sys.path); "
+    "import runpy; runpy.run_module(sys.argv.pop(1), {}, '__main__', True)"
+)
+
+#: uv's variables that say how it reaches an index; the others say what to install, which is the specification's business.
+_HOW_UV_CONNECTS = ("UV_HTTP_", "UV_CONCURRENT_", "UV_NATIVE_TLS", "UV_SYSTEM_CERTS", "UV_KEYRING_", "UV_INSECURE_HOST")
+_OF_ANOTHER_ENVIRONMENT = frozenset({"VIRTUAL_ENV", "CONDA_PREFIX", "PYTHONHOME", "PYTHONSTARTUP", "PYTHONINSPECT"})
 
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
@@ -146,17 +157,25 @@ def _solve(spec: Spec, target: Path, home: Path, glibc: str, say: Callable[[str]
 def ask_child(module: str, request: dict[str, Any], say: Callable[[str], None]) -> dict[str, Any]:
     """Run one of our modules as a child process: JSON in, JSON out, and a line of progress after each "»" on stderr."""
     with scratch_folder(Path(request["home"]) / "tmp") as scratch:
-        return _ask(module, request, say, {**os.environ, "TMPDIR": str(scratch)})  # where uv leaves locks behind
+        variables = {name: value for name, value in os.environ.items() if _is_for_children(name)}
+        return _ask(module, request, say, {**variables, "TMPDIR": str(scratch), "PYTHONUTF8": "1"})
+
+
+def _is_for_children(variable: str) -> bool:
+    if variable.startswith("UV_"):
+        return variable.startswith(_HOW_UV_CONNECTS)
+    return variable not in _OF_ANOTHER_ENVIRONMENT
 
 
 def _ask(module: str, request: dict[str, Any], say: Callable[[str], None], variables: dict[str, str]) -> dict[str, Any]:
     process = machine.spawn(
-        [sys.executable, "-m", module],
+        [sys.executable, "-c", _START, module],
         env=variables,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        text=True,
+        encoding="utf-8",
+        errors="replace",
     )
     heard: list[str] = []
     listener = threading.Thread(target=_hear, args=(process.stderr, say, heard), daemon=True)
@@ -175,14 +194,17 @@ def _ask(module: str, request: dict[str, Any], say: Callable[[str], None], varia
         raise
     finally:
         listener.join(5)
-        for pipe in (process.stdout, process.stderr):
-            if pipe:
-                pipe.close()
+        for pipe in (process.stdin, process.stdout, process.stderr):
+            with contextlib.suppress(BrokenPipeError):  # what it did not read
+                if pipe:
+                    pipe.close()
     try:
         answer: dict[str, Any] = json.loads(text)
     except ValueError:
-        why = "\n".join(heard[-5:]) or f"exit status {process.returncode}"
-        raise BuildError(f"`{module}` ended without an answer", why=why) from None
+        killed = -process.returncode
+        end = f"killed by {signal.Signals(killed).name}" if killed > 0 else f"exit status {process.returncode}"
+        hint = "is there enough memory?" if killed == signal.SIGKILL else ""
+        raise BuildError(f"`{module}` ended without an answer", why="\n".join([*heard[-5:], end]), hint=hint) from None
     return answer
 
 

@@ -1,12 +1,11 @@
 """A lock as a folder: the prefix that the process runtime runs from, and what an image is packed from.
 
-A prefix has its final name only when it is whole; one whose Python then does not start loses it again.
+A prefix has its final name only when it is whole and its own Python has started.
 """
 
 from __future__ import annotations
 
 import contextlib
-import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -33,9 +32,9 @@ def make_prefix(lock: Lock, key: str, *, home: Path, say: Callable[[str, str], N
     with machine.lock_file(home / "prefixes" / f"{key}.lock", lambda: say("install", "another run-local builds it")):
         if not target.exists():
             with installed(lock, str(target), home=home, say=say) as folder, full_disk("a prefix cannot be published"):
+                say("verify", "starting its Python")
+                _verify(folder, lock)
                 folder.rename(target)
-            say("verify", "starting its Python")
-            _verify(target, lock)
     return target
 
 
@@ -57,14 +56,13 @@ def installed(lock: Lock, prefix: str, *, home: Path, say: Callable[[str, str], 
         yield folder
 
 
-def _verify(target: Path, lock: Lock) -> None:
-    """Start the Python of a prefix; one that does not start is removed again."""
+def _verify(folder: Path, lock: Lock) -> None:
+    """Start the Python of a prefix; one that does not start gets no name."""
     try:
-        done = machine.run([str(target / "bin/python"), "-I", "-c", "import sys; print(sys.version.split()[0])"])
+        done = machine.run([str(folder / "bin/python"), "-I", "-c", "import sys; print(sys.version.split()[0])"])
         if done.stdout.strip() == lock.python:
             return
         why = done.stderr.strip()[-500:] or f"it says {done.stdout.strip()}, the lock {lock.python}"
     except OSError as exc:
         why = str(exc)
-    shutil.rmtree(target, ignore_errors=True)
     raise BuildError("the Python of an environment does not start", why=why)

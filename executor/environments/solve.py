@@ -19,8 +19,6 @@ import logging
 import os
 import re
 import shutil
-import socket
-import subprocess
 import sys
 import tempfile
 import urllib.parse
@@ -30,10 +28,12 @@ from pathlib import Path
 from typing import Any
 
 import rattler
+import uv
 import yaml
 from conda_lock import conda_lock, conda_solver
 from conda_lock.lockfile.v2prelim.models import HashModel, LockedDependency
 
+from executor import machine
 from executor.environments import channel, indexes
 from executor.errors import LockError, RunLocalError
 
@@ -43,6 +43,10 @@ else:
     import tomli as tomllib
 
 _REACH_S = 3.0
+
+#: How long uv waits for an index that says nothing, where the user does not say it; its own is minutes.
+_PATIENCE = {"UV_HTTP_TIMEOUT": "15", "UV_HTTP_CONNECT_TIMEOUT": "10", "UV_HTTP_RETRIES": "2"}
+_NO_ANSWER = re.compile(r"error sending request|Failed to fetch|Failed to download|operation timed out|dns error")
 
 
 class Solver:
@@ -92,6 +96,9 @@ class Solver:
         answering = [name for name in names if _answers(name)]
         self._bridged = not answering
         if answering:
+            silent = [name for name in names if name not in answering]
+            if silent:
+                _say(f"these channels do not answer, and are left out: {', '.join(silent)}")
             return answering
         _say(f"no conda channel answers ({', '.join(names)}): Python {sys.version.split()[0]} of this machine is used")
         self.notes.append("bridge")
@@ -183,16 +190,25 @@ class Solver:
     def _compile(self, lines: list[str], python_version: str, *more: str) -> list[dict[str, Any]]:
         glibc = self._request["glibc"].replace(".", "_")
         command = [
-            *(str(Path(sys.executable).with_name("uv")), "pip", "compile", "-", "--format", "pylock.toml", "--quiet"),
+            *(uv.find_uv_bin(), "pip", "compile", "-", "--format", "pylock.toml", "--quiet"),
             *("--no-header", "--no-annotate", "--no-config", "--python-version", python_version),
             *("--python-platform", f"x86_64-manylinux_{glibc}", "--only-binary", ":all:"),
             *("--cache-dir", str(self._home / "packages" / "uv"), *indexes.uv_options(), *more),
         ]
-        done = subprocess.run(command, input="\n".join(lines), capture_output=True, text=True, check=False)
+        variables = {**_PATIENCE, **os.environ}
+        done = machine.run(command, input="\n".join(lines), env=variables)
         if done.returncode:
-            raise self._unsatisfiable(_readable(done.stderr))
+            reason = _readable(done.stderr)
+            raise self._out_of_reach(reason) if _NO_ANSWER.search(reason) else self._unsatisfiable(reason)
         packages: list[dict[str, Any]] = tomllib.loads(done.stdout).get("packages", [])
         return packages
+
+    def _out_of_reach(self, reason: str) -> LockError:
+        return LockError(
+            f"environment `{self._request['environment']}` cannot be solved: the package index does not answer",
+            why=reason.strip(),
+            hint="is the network up? `pip config list` shows the indexes that are asked, and pip's settings change them",
+        )
 
     def _unsatisfiable(self, reason: str) -> LockError:
         sources: Mapping[str, Sequence[str]] = self._request["sources"]
@@ -223,10 +239,14 @@ def _answers(name: str) -> bool:
     parts = urllib.parse.urlsplit(url)
     if parts.scheme == "file":
         return Path(urllib.parse.unquote(parts.path)).is_dir()
+    return any(_has(f"{url.rstrip('/')}/noarch/{index}") for index in ("repodata.json.zst", "repodata.json"))
+
+
+def _has(url: str) -> bool:
     try:
-        with urllib.request.urlopen(f"{url.rstrip('/')}/noarch/repodata.json.zst", timeout=_REACH_S) as answer:  # noqa: S310
+        with urllib.request.urlopen(url, timeout=_REACH_S) as answer:  # noqa: S310
             return bool(answer.status == 200)
-    except (OSError, ValueError, socket.gaierror):
+    except (OSError, ValueError):
         return False
 
 
@@ -235,7 +255,13 @@ def _is_cpu(package: Mapping[str, Any]) -> bool:
 
 
 def _locked(package: Mapping[str, Any], platform: str) -> Any:
-    wheel = package["wheels"][0] if "wheels" in package else package["archive"]
+    wheel = package["wheels"][0] if "wheels" in package else package.get("archive", {})
+    if not wheel:
+        raise LockError(
+            f"`{package['name']}` of the `pip:` list is no wheel",
+            why="it would have to be built from source, and an environment is made of wheels only",
+            hint="build a wheel of it, and name that: `name @ file:///…/it.whl`",
+        )
     url = wheel.get("url") or Path(wheel["path"]).absolute().as_uri()
     digest = wheel.get("hashes", {}).get("sha256") or _digest(url)
     return LockedDependency(
@@ -274,8 +300,9 @@ def main() -> None:
     logging.disable(logging.CRITICAL)
     answer_to = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # conda-lock prints; the answer has its own way
+    request = json.load(sys.stdin)
     try:
-        solver = Solver(json.load(sys.stdin))
+        solver = Solver(request)
         with contextlib.redirect_stdout(sys.stderr):
             solver.solve()
         answer: dict[str, Any] = {"ok": {"notes": solver.notes}}
@@ -283,7 +310,11 @@ def main() -> None:
         answer = {"error": {"what": exc.what, "why": exc.why, "hint": exc.hint}}
     except Exception as exc:  # noqa: BLE001  whatever a solver raises is an answer
         answer = {
-            "error": {"what": "an environment cannot be locked", "why": f"{type(exc).__name__}: {exc}", "hint": ""}
+            "error": {
+                "what": f"environment `{request['environment']}` cannot be locked",
+                "why": f"{type(exc).__name__}: {exc}",
+                "hint": "",
+            }
         }
     with answer_to:
         json.dump(answer, answer_to)

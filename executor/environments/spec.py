@@ -192,10 +192,17 @@ class _Reader:
             if isinstance(item, yaml.ScalarNode) and item.value:
                 conda.append(str(item.value))
             elif isinstance(item, yaml.MappingNode) and [key.value for key, _ in item.value] == ["pip"]:
-                pip += self._texts(item.value[0][1], "pip")
+                pip += self._requirements(item.value[0][1])
             else:
                 self._wrong(item, "a dependency is a text like `numpy >=2`, or one `pip:` list")
         return conda, pip
+
+    def _requirements(self, node: yaml.Node) -> list[str]:
+        found = self._texts(node, "pip")
+        for text, item in zip(found, node.value, strict=False):
+            if not text[:1].isalnum():
+                self._wrong(item, f"`{text}` names no package: write `name ==version`, or `name @ file:///…/it.whl`")
+        return found
 
     def _texts(self, node: yaml.Node | None, what: str) -> list[str]:
         if node is None:

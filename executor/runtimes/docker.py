@@ -30,6 +30,7 @@ PYTHON = "/opt/env/bin/python"
 T = TypeVar("T")
 
 _PIDS = 4096
+_PATIENCE_S = 25
 _ENGINE_CALLS_AT_ONCE = 8
 _DIES_S = 5.0
 _REMOVED_S = 10
@@ -139,7 +140,7 @@ class DockerRuntime:
 
     def __init__(self, home: Path, run: str) -> None:
         self._home = home
-        self._api = dockerd.connect().api
+        self._api = dockerd.connect(_PATIENCE_S).api
         self._threads = ThreadPoolExecutor(_ENGINE_CALLS_AT_ONCE, thread_name_prefix="docker")
         self._containers: dict[str, _Container] = {}
         self._remove_dead()

@@ -10,14 +10,13 @@ from __future__ import annotations
 import compileall
 import hashlib
 import py_compile
-import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import cloudpickle
 
 import executor
+from executor.data.leases import scratch_folder
 from executor.data.store import full_disk
 
 _MODULES = ("__init__.py", "authoring.py", "errors.py", "resources.py", "version.py")
@@ -49,8 +48,8 @@ def _contents() -> Iterator[tuple[str, bytes]]:
 
 def _write(contents: dict[str, bytes], target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix="half-"))
-    try:
+    with scratch_folder(target.parent) as scratch:
+        temporary = scratch / "library"
         for name, data in contents.items():
             path = temporary / name
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -61,5 +60,3 @@ def _write(contents: dict[str, bytes], target: Path) -> None:
             folder.chmod(0o755)
         if not target.exists():
             temporary.rename(target)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
