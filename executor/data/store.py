@@ -117,6 +117,7 @@ class Store:
         for number, file in enumerate(value.files):
             at = f"{file.sha256[:16]}-{number}/{file.name}"
             (inputs / at).parent.mkdir(exist_ok=True)
+            (inputs / at).parent.chmod(0o755)
             self._link(file.sha256, inputs / at)
             place["files"].append({"name": file.name, "at": at, "key": file.key})
         return place, body

@@ -182,6 +182,7 @@ def make_folders(folder: Path, owner: tuple[int, int]) -> None:
     """Make a slot's folders, those that tasks write to owned by the user that they run as."""
     for name in ("inputs", "task/outputs", "task/work", "task/tmp"):
         (folder / name).mkdir(parents=True)
+    (folder / "inputs").chmod(0o755)  # whatever our umask is: tasks may run as somebody else
     for name in ("task", "task/outputs", "task/work", "task/tmp"):
         if owner != (os.getuid(), os.getgid()):
             os.chown(folder / name, *owner)

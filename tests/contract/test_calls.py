@@ -275,6 +275,20 @@ def test_the_command_line_takes_files_lists_and_flags(call: Call, tmp_path: Path
     assert (name, text, rest) == ("given name.txt", "hello", [[1, 2], 0.5, True, "déjà vu"])
 
 
+def test_a_strict_umask_does_not_lock_tasks_out(call: Call, tmp_path: Path) -> None:
+    """Tasks of root run as another user, who can read what they are given all the same."""
+    given = tmp_path / "given.txt"
+    given.write_text("hello")
+    before = os.umask(0o077)
+    try:
+        done = call("take", "--path", str(given), "--numbers", "[]")
+        big = call("all_ways")
+    finally:
+        os.umask(before)
+    assert done.code == 0, done.stderr
+    assert big.code == 0, big.stderr
+
+
 def test_calls_nest_deeper_than_the_machine_has_cores(call: Call) -> None:
     """A blocked caller lends its CPU."""
     done = call("ancestor", "--n", "5")
