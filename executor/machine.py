@@ -107,13 +107,13 @@ def run(argv: Sequence[str], **options: Any) -> subprocess.CompletedProcess[str]
     """Run a process to its end and capture what it prints, as text; it does not survive us, or an interrupt."""
     given = options.pop("input", None)
     stdin = subprocess.DEVNULL if given is None else subprocess.PIPE
-    process = spawn(argv, stdin=stdin, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
-    try:
-        stdout, stderr = process.communicate(given)
-    except BaseException:
-        process.kill()
-        process.wait()
-        raise
+    with spawn(argv, stdin=stdin, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options) as process:
+        try:
+            stdout, stderr = process.communicate(given)
+        except BaseException:
+            process.kill()
+            process.wait()
+            raise
     return subprocess.CompletedProcess(argv, process.returncode, stdout, stderr)
 
 

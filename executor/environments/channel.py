@@ -9,12 +9,14 @@ The package format is conda's, as conda-build's documentation of "package specif
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib.metadata
 import io
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -25,11 +27,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from executor import machine
 from executor.errors import LockError
 
 SUBDIR = "linux-64"
-_RECIPE = 2
+_RECIPE = 3
 
 _LEFT_OUT = frozenset(
     {"__pycache__", "site-packages", "dist-packages", "test", "tests", "idlelib", "tkinter", "turtledemo", "lib2to3"}
@@ -115,7 +116,7 @@ def _python_record() -> dict[str, Any]:
         "version": platform.python_version(),
         "build": "bridge_0",
         "build_number": 0,
-        "depends": [f"__glibc >={machine.glibc_version()}"],
+        "depends": [f"__glibc >={_glibc_needed()}"],
         "subdir": SUBDIR,
         "arch": "x86_64",
         "platform": "linux",
@@ -189,11 +190,7 @@ def _forget_this_machine(library: Path) -> None:
 def _bundle_libraries(staging: Path) -> None:
     """Bring along every shared library that not every Linux has, and let each file find the others by `$ORIGIN`."""
     binaries = [staging / "bin" / f"python{_minor()}", *staging.glob("lib/python*/lib-dynload/*.so")]
-    originals = [
-        Path(sys.base_prefix, "bin", f"python{_minor()}").resolve(),
-        *Path(sysconfig.get_path("stdlib")).glob("lib-dynload/*.so"),
-    ]
-    for name, source in sorted(_needed(originals).items()):
+    for name, source in sorted(_needed().items()):
         copy = staging / "lib" / name
         shutil.copyfile(source, copy)
         copy.chmod(0o755)
@@ -204,10 +201,26 @@ def _bundle_libraries(staging: Path) -> None:
         _call("patchelf", "--force-rpath", "--set-rpath", origin, str(binary))
 
 
-def _needed(binaries: list[Path]) -> dict[str, Path]:
-    """Shared libraries that these files load, by name, without those of any Linux."""
+def _originals() -> list[Path]:
+    """The interpreter's own files that load shared libraries."""
+    library = Path(sysconfig.get_path("stdlib"))
+    extensions = [path for path in library.glob("lib-dynload/*.so") if not _unwanted("", [path.name])]
+    return [Path(sys.base_prefix, "bin", f"python{_minor()}").resolve(), *extensions]
+
+
+def _glibc_needed() -> str:
+    """The oldest version of the C library that has all that they ask of it; this machine's may be far newer."""
+    files = [*_originals(), *_needed().values()]
+    asked = {number for path in files for number in re.findall(rb"GLIBC_(\d+)\.(\d+)", path.read_bytes())}
+    major, minor = max((int(first), int(second)) for first, second in asked)
+    return f"{major}.{minor}"
+
+
+@functools.cache
+def _needed() -> dict[str, Path]:
+    """Shared libraries that they load, by name, without those of any Linux."""
     found: dict[str, Path] = {}
-    for binary in binaries:
+    for binary in _originals():
         for line in _call("ldd", str(binary)).splitlines():
             name, arrow, rest = line.strip().partition(" => ")
             path = rest.partition(" (")[0]

@@ -11,10 +11,12 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import threading
+import urllib.parse
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,13 +91,21 @@ def find_lock(spec: Spec, *, home: Path, glibc: str) -> Path:
 def lock(spec: Spec, *, home: Path, glibc: str, say: Callable[[str], None], path: Path | None = None) -> Lock:
     """The lock of a specification, made now where there is none; `path` makes a new one there."""
     target = path or find_lock(spec, home=home, glibc=glibc)
-    if path is None and target.exists():
+    if path is None and _is_there(target, home):
         return _trusted(target, spec)
     with machine.lock_file(home / "locks" / f"{spec.digest[:32]}.lock", lambda: say("another run-local locks it")):
-        if path is not None or not target.exists():
+        if path is not None or not _is_there(target, home):
             say("no lock yet: solving" if path is None else "solving")
             _solve(spec, target, home, glibc, say)
     return _trusted(target, spec)
+
+
+def _is_there(path: Path, home: Path) -> bool:
+    """Whether a lock is made; one of our own is not if an archive of this machine that it names was removed since."""
+    if not path.exists() or not path.is_relative_to(home / "locks"):
+        return path.exists()
+    urls = re.findall(r"^ *url: file://(\S+)$", path.read_text(encoding="utf-8"), re.MULTILINE)
+    return all(Path(urllib.parse.unquote(url)).exists() for url in urls)
 
 
 def read_lock(path: Path) -> Lock:

@@ -21,9 +21,11 @@ import re
 import shutil
 import sys
 import tempfile
+import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +95,8 @@ class Solver:
 
     def _reachable_channels(self, names: Sequence[str]) -> list[str]:
         """The channels that answer, or the bridge where none does."""
-        answering = [name for name in names if _answers(name)]
+        with ThreadPoolExecutor(len(names)) as pool:
+            answering = [name for name, answers in zip(names, pool.map(_answers, names), strict=True) if answers]
         self._bridged = not answering
         if answering:
             silent = [name for name in names if name not in answering]
@@ -239,15 +242,15 @@ def _answers(name: str) -> bool:
     parts = urllib.parse.urlsplit(url)
     if parts.scheme == "file":
         return Path(urllib.parse.unquote(parts.path)).is_dir()
-    return any(_has(f"{url.rstrip('/')}/noarch/{index}") for index in ("repodata.json.zst", "repodata.json"))
-
-
-def _has(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(url, timeout=_REACH_S) as answer:  # noqa: S310
-            return bool(answer.status == 200)
-    except (OSError, ValueError):
-        return False
+    for index in ("repodata.json.zst", "repodata.json"):
+        try:
+            with urllib.request.urlopen(f"{url.rstrip('/')}/noarch/{index}", timeout=_REACH_S) as answer:  # noqa: S310
+                return bool(answer.status == 200)
+        except urllib.error.HTTPError:
+            continue  # a mirror need not have the compressed one
+        except (OSError, ValueError):
+            break
+    return False
 
 
 def _is_cpu(package: Mapping[str, Any]) -> bool:

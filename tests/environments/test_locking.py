@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import json
 import shutil
@@ -10,7 +9,6 @@ import socket
 import subprocess
 import sys
 import time
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,57 +16,34 @@ import pytest
 
 from executor.environments import Builder, read_spec
 from executor.environments.lock import read_lock
-from executor.environments.spec import Spec
-from executor.errors import LockError
+from executor.errors import BuildError, LockError
+from tests.environments.small import make_spec, make_wheel
 from tests.harness import RunLocal
 
 
-def make_wheel(folder: Path, name: str, version: str, script: str = "") -> Path:
-    """A wheel with one module that knows its version, and a console script."""
-    info = f"{name}-{version}.dist-info"
-    files = {
-        f"{name}.py": f"VERSION = {version!r}\n\ndef main() -> None:\n    print('{name}', VERSION)\n",
-        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n",
-        f"{info}/WHEEL": "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
-    }
-    if script:
-        files[f"{info}/entry_points.txt"] = f"[console_scripts]\n{script} = {name}:main\n"
-    sums = {path: base64.urlsafe_b64encode(hashlib.sha256(text.encode()).digest()) for path, text in files.items()}
-    files[f"{info}/RECORD"] = "".join(f"{path},sha256={sums[path].decode().rstrip('=')},\n" for path in sums)
-    folder.mkdir(parents=True, exist_ok=True)
-    wheel = folder / f"{name}-{version}-py3-none-any.whl"
-    with zipfile.ZipFile(wheel, "w") as archive:
-        for path, text in files.items():
-            archive.writestr(zipfile.ZipInfo(path), text)
-    return wheel
-
-
-def make_spec(folder: Path, name: str, *pip: str) -> Spec:
-    path = folder / "envs" / name / "environment.yml"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"dependencies": ["python", *([{"pip": pip}] if pip else [])]}))
-    return read_spec(path, name)
+@pytest.fixture(scope="module")
+def own_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A home of these tests' own; they share its bridge channel, and no lock."""
+    home = tmp_path_factory.mktemp("home")
+    (home / "tmp").mkdir()
+    return home
 
 
 @pytest.fixture
-def builder(tmp_path: Path) -> Iterator[Builder]:
-    """Builds prefixes in a home of its own."""
-    home = tmp_path / "home"
-    (home / "tmp").mkdir(parents=True)
-    made = Builder("process", home, lambda *_: None)
-    yield made
-    made.close()
+def builder(own_home: Path) -> Builder:
+    """Builds prefixes there."""
+    return Builder("process", own_home, lambda *_: None)
 
 
-def test_the_same_request_gives_the_same_lock(builder: Builder, tmp_path: Path) -> None:
+def test_the_same_request_gives_the_same_lock(builder: Builder, own_home: Path, tmp_path: Path) -> None:
     """To the byte, also after the bridge channel and every cache were made anew."""
     spec = make_spec(tmp_path, "x", "chardet==5.2.0")
     _, locked = builder.lock(spec)
     first = locked.path.read_bytes()
-    [channel] = (tmp_path / "home/channel").iterdir()
+    [channel] = (own_home / "channel").iterdir()
     packages = {path.name: path.read_bytes() for path in channel.rglob("*") if path.is_file()}
     for folder in ("channel", "packages", "locks"):
-        shutil.rmtree(tmp_path / "home" / folder)
+        shutil.rmtree(own_home / folder)
     _, again = builder.lock(spec)
     assert again.path.read_bytes() == first
     assert {path.name: path.read_bytes() for path in channel.rglob("*") if path.is_file()} == packages
@@ -94,7 +69,7 @@ def test_a_folder_of_wheels_and_a_wheel_by_its_name_are_enough(
 
 
 def test_a_wheel_that_changed_after_it_was_locked_is_not_installed(
-    builder: Builder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    builder: Builder, own_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its digest is checked, and no prefix is made of it."""
     wheels = tmp_path / "wheels"
@@ -103,12 +78,13 @@ def test_a_wheel_that_changed_after_it_was_locked_is_not_installed(
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     spec = make_spec(tmp_path, "x", "envtest-linked")
     builder.lock(spec)
-    shutil.rmtree(tmp_path / "home/packages")
+    shutil.rmtree(own_home / "packages")
+    built = set(own_home.glob("prefixes/*"))
     make_wheel(wheels, "envtest_linked", "1.5", script="envtest-linked")
-    with pytest.raises(Exception, match="packages cannot be installed") as caught:
+    with pytest.raises(BuildError, match="packages cannot be installed") as caught:
         builder.build_spec(spec)
-    assert "envtest-linked" in getattr(caught.value, "why", "").replace("_", "-")
-    assert not [path for path in (tmp_path / "home").glob("prefixes/*") if path.is_dir()]
+    assert "envtest-linked" in caught.value.why.replace("_", "-")
+    assert not [path for path in set(own_home.glob("prefixes/*")) - built if path.is_dir()]
 
 
 def test_an_unknown_version_of_python_is_refused_with_who_asked(builder: Builder, tmp_path: Path) -> None:
@@ -151,12 +127,13 @@ def test_an_index_that_never_answers_is_given_up(
     subprocess.run(["unshare", "-rn", "true"], capture_output=True, check=False).returncode != 0,
     reason="no network namespaces here",
 )
-def test_without_any_network(run_local: RunLocal, tmp_path: Path, builder: Builder) -> None:
+def test_without_any_network(run_local: RunLocal, own_home: Path, tmp_path: Path, builder: Builder) -> None:
     """What is locked and fetched is built as ever; what is not is refused as an index that does not answer."""
-    home = {"RUN_LOCAL_HOME": str(tmp_path / "home"), "UV_HTTP_RETRIES": "0"}
+    home = {"RUN_LOCAL_HOME": str(own_home), "UV_HTTP_RETRIES": "0"}
     spec = make_spec(tmp_path, "x", "chardet==5.2.0")
     shutil.rmtree(builder.build_spec(spec).prefix or tmp_path / "none")
-    command = ["unshare", "-rn", sys.executable, "-m", "executor.cli", "build", "--runtime", "process"]
+    script = str(Path(sys.executable).with_name("run-local"))
+    command = ["unshare", "-rn", script, "build", "--runtime", "process"]
     variables = {**run_local.variables, **home}
     done = subprocess.run(command, cwd=tmp_path, env=variables, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -165,3 +142,45 @@ def test_without_any_network(run_local: RunLocal, tmp_path: Path, builder: Build
     assert done.returncode != 0
     assert "the package index does not answer" in " ".join(done.stderr.split())
     assert "Traceback" not in done.stderr
+
+
+@pytest.fixture
+def mirror(builder: Builder, own_home: Path, tmp_path: Path) -> Iterator[tuple[Path, str]]:
+    """A conda channel that a server offers as a plain mirror does: the folder, and its address."""
+    builder.lock(make_spec(tmp_path, "mirrored"))
+    [channel] = (own_home / "channel").iterdir()
+    shutil.copytree(channel, tmp_path / "mirror")
+    command = [sys.executable, "-u", "-m", "http.server", "--bind", "127.0.0.1", "0"]
+    server = subprocess.Popen(
+        command, cwd=tmp_path / "mirror", stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
+    with server:
+        assert server.stdout
+        yield tmp_path / "mirror", server.stdout.readline().partition("(")[2].partition("/)")[0]
+        server.kill()
+
+
+def test_a_channel_of_a_mirror_is_used_and_its_archives_are_checked(mirror: tuple[Path, str], tmp_path: Path) -> None:
+    """No bridge then; a channel beside it that does not answer is left out, aloud; a damaged archive is refused."""
+    folder, address = mirror
+    said: list[str] = []
+    home = tmp_path / "home"  # where nothing has been fetched yet
+    (home / "tmp").mkdir(parents=True)
+    builder = Builder("process", home, lambda _environment, _step, detail: said.append(detail))
+    path = tmp_path / "environment.yml"
+    path.write_text(json.dumps({"channels": [address, "http://127.0.0.1:9/none"], "dependencies": ["python", "pip"]}))
+    spec = read_spec(path, "x")
+    _, locked = builder.lock(spec)
+    assert not locked.bridge
+    assert all(package.url.startswith(address) for package in locked.packages)
+    assert any("left out: http://127.0.0.1:9/none" in line for line in said)
+    [archive] = folder.glob("linux-64/python-*")
+    whole = archive.read_bytes()
+    archive.write_bytes(whole[:-100] + bytes(100))
+    with pytest.raises(BuildError, match="packages cannot be installed") as caught:
+        builder.build_spec(spec)
+    assert "python" in caught.value.why
+    archive.write_bytes(whole)
+    prefix = builder.build_spec(spec).prefix
+    assert prefix is not None
+    assert "pip" in subprocess.run([prefix / "bin/pip", "--version"], capture_output=True, text=True, check=True).stdout

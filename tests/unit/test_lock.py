@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import gc
+import os
+import sys
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from executor import machine
 from executor.environments import indexes
 from executor.environments.lock import Lock, ask_child, find_lock, read_lock
 from executor.environments.spec import Spec, read_spec, unite
@@ -218,3 +222,12 @@ def test_a_child_is_not_misled_by_where_the_user_is(
     )
     answer = ask(tmp_path, module, names=["UV_OVERRIDE", "UV_HTTP_TIMEOUT", "VIRTUAL_ENV"])
     assert answer["seen"] == ["UV_HTTP_TIMEOUT"]
+
+
+def test_an_interrupt_ends_a_program_that_is_run() -> None:
+    """And leaves no pipe to it open, which would be a warning, and here an error."""
+    code = "import os, signal, time; print(os.getpid()); os.kill(os.getppid(), signal.SIGINT); time.sleep(60)"
+    with pytest.raises(KeyboardInterrupt):
+        machine.run([sys.executable, "-I", "-c", code])
+    gc.collect()
+    assert not Path(f"/proc/self/task/{os.getpid()}/children").read_text()
