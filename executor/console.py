@@ -6,12 +6,14 @@ from the record.
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
+from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
@@ -40,7 +42,9 @@ class ConsoleView:
         self._tasks: dict[str, str] = {}
         self._running: dict[str, float] = {}
         self._waiting: dict[str, None] = {}
-        self._step = ""
+        self._steps: dict[str, tuple[str, str, float | None]] = {}
+        self._told: dict[str, str] = {}
+        self._telling = threading.RLock()
         self._partial: dict[tuple[str, str], bytes] = {}
         self._live = Live(get_renderable=self._render, console=self._console, transient=True, refresh_per_second=4)
         self._moves = self._console.is_terminal and not quiet
@@ -58,14 +62,17 @@ class ConsoleView:
         """Print a line above whatever is live."""
         self._console.print(Text(text, style=style))
 
-    def progress(self, environment: str, step: str, detail: str) -> None:
+    def progress(self, environment: str, step: str, detail: str, done: float | None = None) -> None:
         """A step of making an environment; see `executor.environments.Progress`."""
-        if step == "ready":
-            self._step = ""
-        elif self._moves and step not in ("lock", "base"):
-            self._step = f"{environment}: {step} {detail}"
-        else:
-            self.say(f"  {environment}: {detail or step}", "dim")
+        with self._telling:
+            if step == "ready":
+                self._steps.pop(environment, None)
+                self._told.pop(environment, None)
+            elif self._moves and step not in ("lock", "base"):
+                self._steps[environment] = (step, detail, done)
+            elif done is None or self._told.get(environment) != step:  # of what goes on, only that it begins
+                self.say(f"  {environment}: {detail or step}", "dim")
+                self._told[environment] = step
 
     def __call__(self, fact: Fact) -> None:
         """Take note of a fact."""
@@ -130,11 +137,12 @@ class ConsoleView:
         self.say(f"  {self._tasks[call].partition('.')[2]} │ {line.decode(errors='replace').rstrip()}")
 
     def _render(self) -> RenderableType:
-        if not (self._step or self._running or self._waiting):
+        if not (self._steps or self._running or self._waiting):
             return Group()
         table = Table.grid(padding=(0, 1))
-        if self._step:
-            table.add_row("  …", self._step)
+        for environment, (step, detail, done) in list(self._steps.items()):
+            bar = "" if done is None else ProgressBar(total=1.0, completed=done, width=20)
+            table.add_row("  …", environment, bar, detail or step)
         now = time.monotonic()
         for call, since in self._running.items():
             table.add_row("  ▶", f"{call} {self._tasks[call]}", f"{now - since:.0f} s")

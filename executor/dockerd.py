@@ -12,7 +12,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import docker
 from docker.errors import DockerException, ImageNotFound
@@ -31,6 +31,7 @@ __all__ = [
     "Watch",
     "bind",
     "connect",
+    "container",
     "load",
     "output_of",
     "save",
@@ -38,6 +39,7 @@ __all__ = [
 ]
 
 _PING_S = 5
+_REMOVED = 2  # the kind of a change, in the engine's API
 
 
 def connect(patience_s: int = 600) -> docker.DockerClient:
@@ -102,18 +104,45 @@ def save(client: docker.DockerClient, reference: str, target: Path) -> None:
 
 def output_of(client: docker.DockerClient, image: str, command: list[str]) -> str:
     """What a command prints in a container of an image, without network; both streams."""
+    with container(client, image, command, network="none") as made:
+        return made.wait()
+
+
+class Container:
+    """A container that was started for one command; removed at the end of the `with`."""
+
+    def __init__(self, client: docker.DockerClient, id_: str) -> None:
+        self._api, self._id = client.api, id_
+
+    def wait(self) -> str:
+        """Wait for its end; what it printed on both streams."""
+        self._api.wait(self._id)
+        return bytes(self._api.logs(self._id)).decode(errors="replace")
+
+    def changes(self) -> dict[str, bool]:
+        """Paths that differ from its image, without the first `/` → whether they are still there."""
+        return {each["Path"].lstrip("/"): each["Kind"] != _REMOVED for each in self._api.diff(self._id) or []}
+
+    def export(self, file: IO[bytes]) -> None:
+        """Write its whole file system as a tar archive."""
+        for chunk in self._api.export(self._id):
+            file.write(chunk)
+
+
+@contextlib.contextmanager
+def container(client: docker.DockerClient, image: str, command: list[str], *, network: str) -> Iterator[Container]:
+    """A container of an image that runs a command, and is gone afterwards. network: `none` or `host`."""
     with translated(f"`{image}` cannot be started"):
         made = client.api.create_container(
             image,
             command,
             entrypoint=[],
             labels={LABEL: "check"},
-            host_config=client.api.create_host_config(network_mode="none"),
+            host_config=client.api.create_host_config(network_mode=network),
         )["Id"]
         try:
             client.api.start(made)
-            client.api.wait(made)
-            return bytes(client.api.logs(made)).decode(errors="replace")
+            yield Container(client, made)
         finally:
             client.api.remove_container(made, force=True, v=True)
 

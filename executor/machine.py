@@ -9,7 +9,7 @@ import os
 import platform
 import signal
 import subprocess
-import threading
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,13 @@ import pynvml
 
 from executor.errors import MachineError
 
+OFFLINE_VARIABLE = "RUN_LOCAL_OFFLINE"
+
 _PR_SET_PDEATHSIG = 1
 _UNLIMITED = 2**60
 
 _libc = ctypes.CDLL(None)
+_children: weakref.WeakSet[subprocess.Popen[Any]] = weakref.WeakSet()
 
 
 def home_path() -> Path:
@@ -44,6 +47,11 @@ def home() -> Path:
             hint="set RUN_LOCAL_HOME to a folder that you can write to",
         ) from exc
     return folder
+
+
+def offline() -> bool:
+    """Whether nothing may be fetched: `--offline`, or `RUN_LOCAL_OFFLINE=1`."""
+    return os.environ.get(OFFLINE_VARIABLE, "") not in ("", "0")
 
 
 def user() -> tuple[int, int]:
@@ -97,10 +105,18 @@ def gpus() -> tuple[list[str], str]:
 def spawn(argv: Sequence[str], **options: Any) -> subprocess.Popen[Any]:
     """Start a process that the kernel kills when we die, even by SIGKILL; the options are `Popen`'s.
 
-    The kernel ties it to the thread that starts it, so only the main thread may.
+    The kernel ties it to the thread that starts it, so that has to wait for it.
     """
-    assert threading.current_thread() is threading.main_thread(), "a child would die with this thread"
-    return subprocess.Popen(argv, preexec_fn=_die_with_parent, **options)
+    process = subprocess.Popen(argv, preexec_fn=_die_with_parent, **options)
+    _children.add(process)
+    return process
+
+
+def end_children() -> None:
+    """Kill every process of `spawn` that still runs."""
+    for process in list(_children):
+        if process.poll() is None:
+            process.kill()
 
 
 def run(argv: Sequence[str], **options: Any) -> subprocess.CompletedProcess[str]:

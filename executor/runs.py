@@ -22,7 +22,7 @@ from executor.data.records import Record, RunView, read_run
 from executor.data.snapshot import take_snapshot
 from executor.data.store import FileRef, Store, ValueRef
 from executor.engine import Engine, Listener, Plan
-from executor.environments import Builder, Built, Progress
+from executor.environments import Builder, Built, Progress, find_spec
 from executor.errors import MachineError
 from executor.events import EnvironmentReady, Fact, RunEnded, RunStarted, Status
 from executor.manifest import Manifest, TaskEntry
@@ -141,14 +141,13 @@ async def _run(plan: Plan, request: Request, store: Store, tell: Listener) -> No
 
 def _build(request: Request, tell: Listener, progress: Progress) -> dict[str, Built]:
     """Lock and build every environment that the root call can reach, dependencies first."""
-    built = {}
+
+    def ready(made: Built) -> None:
+        tell(EnvironmentReady(environment=made.name, key=made.key, python=made.python, seconds=made.seconds))
+
+    names = request.manifest.reachable(request.task.environment)
     with contextlib.closing(Builder(request.runtime, request.home, progress)) as builder:
-        for name in request.manifest.reachable(request.task.environment):
-            began = time.monotonic()
-            made = built[name] = builder.build(request.manifest, name)
-            seconds = round(time.monotonic() - began, 3)
-            tell(EnvironmentReady(environment=name, key=made.key, python=made.python, seconds=seconds))
-    return built
+        return builder.build_all([find_spec(request.manifest, name) for name in names], ready)
 
 
 def _store_inputs(store: Store, request: Request) -> ValueRef:

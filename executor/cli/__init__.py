@@ -21,6 +21,7 @@ from typing import Any, NoReturn
 import click
 
 from executor.errors import RunLocalError
+from executor.machine import OFFLINE_VARIABLE
 from executor.version import VERSION
 
 #: Name → the module that is loaded when the command is used, and what `--help` says without loading it.
@@ -70,8 +71,10 @@ class Commands(click.Group):
 
 @click.group(cls=Commands, help=_HELP, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(VERSION, prog_name="run-local")
-def _run_local() -> None:
-    pass
+@click.option("--offline", is_flag=True, help="Fetch nothing: use what is here, or say what is missing.")
+def _run_local(offline: bool) -> None:
+    if offline:
+        os.environ[OFFLINE_VARIABLE] = "1"
 
 
 def main() -> NoReturn:

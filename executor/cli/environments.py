@@ -13,9 +13,9 @@ from executor import machine, runs
 from executor.cli import print_json, print_table
 from executor.console import ConsoleView
 from executor.describe import find_root
-from executor.environments import Builder, Spec, read_spec, spec_names
+from executor.environments import Builder, Lock, Request, Spec, read_spec, spec_names
 from executor.environments.lock import read_lock
-from executor.errors import UsageError
+from executor.errors import LockError, UsageError
 
 _RUNTIME = click.option(
     "--runtime", type=click.Choice(["auto", "docker", "process"]), default="auto", help="For containers or processes."
@@ -24,14 +24,24 @@ _RUNTIME = click.option(
 
 @click.command("lock")
 @click.argument("environments", nargs=-1)
+@click.option("--check", is_flag=True, help="Change nothing; fail where a lock is missing or out of date.")
+@click.option(
+    "--update", multiple=True, metavar="PACKAGE", help="Move this package only (and what it needs); repeatable."
+)
 @_RUNTIME
-def lock_command(environments: Sequence[str], runtime: str) -> None:
+def lock_command(environments: Sequence[str], check: bool, update: Sequence[str], runtime: str) -> None:
     """Solve ENVIRONMENTS (default: all), and write conda-lock.yml beside each specification.
 
     Commit what it writes: a run then takes exactly these packages. Without a lock, a run makes one for this machine.
     """
+    if check and update:
+        raise UsageError("`--check` changes nothing, and `--update` does", hint="give one of them")
+    specs = _specs(environments)
     with _builder(runtime) as (builder, view):
-        for spec in _specs(environments):
+        if check:
+            _check(specs, builder, view)
+            return
+        for spec in specs:
             assert spec.path is not None
             if not spec.path.name.startswith("environment."):
                 raise UsageError(
@@ -39,10 +49,55 @@ def lock_command(environments: Sequence[str], runtime: str) -> None:
                     hint=f"move it to `envs/{spec.name}/environment.yml`",
                 )
             target = spec.path.with_name("conda-lock.yml")
-            before = _versions(target) if target.exists() else {}
-            builder.lock(spec, target)
+            before = read_lock(target) if target.exists() else None
+            request = Request(path=target, keep=_kept(before, update, spec), update=tuple(update))
+            _, after = builder.lock(spec, request)
             view.say(f"{spec.name}: {target}")
-            _print_changes(before, _versions(target))
+            _print_changes(before, after)
+
+
+def _kept(before: Lock | None, update: Sequence[str], spec: Spec) -> Lock | None:
+    """What an update starts from."""
+    if not update:
+        return None
+    if before is None:
+        raise LockError(
+            f"environment `{spec.name}` has no lock to update", hint=f"`run-local lock {spec.name}` makes one"
+        )
+    unknown = [name for name in update if name not in {package.name for package in before.packages}]
+    if unknown:
+        near = difflib.get_close_matches(unknown[0], [package.name for package in before.packages], 3)
+        raise UsageError(
+            f"`{unknown[0]}` is not in the lock of environment `{spec.name}`",
+            hint=f"did you mean {' or '.join(f'`{each}`' for each in near)}?" if near else "",
+        )
+    return before
+
+
+def _check(specs: Sequence[Spec], builder: Builder, view: ConsoleView) -> None:
+    """Say of each lock whether it fits; raises `LockError` at the end where one does not."""
+    wrong = []
+    for spec in specs:
+        found = builder.check(spec)
+        if found.lock and not found.differences:
+            view.say(f"{spec.name}: {len(found.lock.packages)} packages, as the specification asks", "dim")
+            continue
+        wrong.append(spec.name)
+        if not found.lock:
+            view.say(f"{spec.name}: no lock", "red")
+            continue
+        view.say(f"{spec.name}: {found.lock.path} does not fit {spec.path}", "red")
+        for line in found.differences:
+            view.say(f"  {line}")
+        if found.solved:
+            _print_changes(found.lock, found.solved)
+    if wrong:
+        names = " ".join(wrong)
+        raise LockError(
+            f"{len(wrong)} of {len(specs)} locks do not fit",
+            why=names,
+            hint=f"`run-local lock {names}` makes them anew",
+        )
 
 
 @click.command("build")
@@ -51,9 +106,9 @@ def lock_command(environments: Sequence[str], runtime: str) -> None:
 def build_command(environments: Sequence[str], runtime: str) -> None:
     """Build ENVIRONMENTS (default: all) of this project, so that a run finds them made."""
     with _builder(runtime) as (builder, view):
-        for spec in _specs(environments):
-            made = builder.build_spec(spec)
-            view.say(f"{spec.name}: Python {made.python}, {made.image or made.prefix}")
+        built = builder.build_all(_specs(environments))
+        for made in built.values():
+            view.say(f"{made.name}: Python {made.python}, {made.image or made.prefix}")
 
 
 @click.command("envs")
@@ -117,14 +172,17 @@ def _specs(wanted: Sequence[str]) -> list[Spec]:
     return [read_spec(there[name], name) for name in wanted or there]
 
 
-def _versions(lock: Path) -> dict[str, str]:
-    return {package.name: package.version for package in read_lock(lock).packages}
-
-
-def _print_changes(before: dict[str, str], after: dict[str, str]) -> None:
-    changed = [name for name in sorted({*before, *after}) if before.get(name) != after.get(name)]
-    if changed:
-        rows = [[name, before.get(name, "–"), after.get(name, "–")] for name in changed]
+def _print_changes(before: Lock | None, after: Lock) -> None:
+    old = {package.name: package for package in before.packages} if before else {}
+    new = {package.name: package for package in after.packages}
+    rows = []
+    for name in sorted({*old, *new}):
+        was, now = old.get(name), new.get(name)
+        if was and now and was.version == now.version and was.sha256 != now.sha256:
+            rows.append([name, was.version, f"{now.version} (another file)"])
+        elif (was and was.version) != (now and now.version):
+            rows.append([name, was.version if was else "–", now.version if now else "–"])
+    if rows:
         print_table(rows, "package", "old", "new")
     else:
-        click.echo("nothing changed")
+        click.echo("the packages are the same")

@@ -3,35 +3,63 @@
     spec → lock → prefix                for the process runtime
                 → image (on a base)     for Docker
 
-`build` is the way through all of it; each step is kept by content, so a second call finds everything made.
+`build_all` is the way through all of it; each step is kept by content, so a second call finds everything made.
 """
 
 from __future__ import annotations
 
+import collections
+import contextlib
 import hashlib
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from executor import dockerd, machine
-from executor.environments import image, prefix
+from executor.data.leases import scratch_folder
+from executor.environments import archives, image, prefix
 from executor.environments.base import Base, find_base
-from executor.environments.lock import Lock, find_lock, lock, read_lock
+from executor.environments.lock import (
+    Lock,
+    Request,
+    differences,
+    find_lock,
+    is_locked,
+    last_lock,
+    lock,
+    read_lock,
+)
+from executor.environments.progress import Progress, Say, side_by_side
 from executor.environments.spec import Spec, find_spec, read_spec, spec_names
-from executor.manifest import Manifest
+from executor.errors import BuildError, LockError
 
-__all__ = ["Builder", "Built", "Lock", "Progress", "Spec", "State", "find_spec", "read_spec", "spec_names"]
+__all__ = [
+    "Builder",
+    "Built",
+    "Check",
+    "Lock",
+    "Progress",
+    "Request",
+    "Spec",
+    "State",
+    "find_spec",
+    "read_spec",
+    "spec_names",
+]
 
-_RECIPE = 2
+_RECIPE = 3
+_MOST_AT_ONCE = 4
 
 
 @dataclass(frozen=True, kw_only=True)
 class Built:
     """An environment that a task can run in: `image` for Docker, `prefix` for the process runtime.
 
-    key: the same for the same packages, base and variables, on any machine
+    key:     the same for the same packages, base and variables, on any machine
+    seconds: how long it took, also where it was found built
     """
 
     name: str
@@ -40,14 +68,7 @@ class Built:
     image: str | None
     prefix: Path | None
     lock: Path
-
-
-class Progress(Protocol):
-    """Hears the steps of making an environment: lock, base, install, pack, load, verify, ready."""
-
-    def __call__(self, environment: str, step: str, detail: str) -> None:
-        """`detail` is one line for people."""
-        ...
+    seconds: float = field(compare=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +83,19 @@ class State:
     built: bool
 
 
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """Whether a lock fits its specification.
+
+    differences: what one asks for and the other does not; empty where they fit
+    solved:      what solving now would give, where they do not fit and it can be had
+    """
+
+    lock: Lock | None
+    differences: list[str]
+    solved: Lock | None
+
+
 class Builder:
     """Makes environments for one runtime; with Docker it holds a connection to the engine."""
 
@@ -74,40 +108,60 @@ class Builder:
         if self._client:
             self._client.close()
 
-    def build(self, manifest: Manifest, environment: str) -> Built:
-        """Lock and build a declared environment, or find it built. Raises `EnvironmentFailed` or `MachineError`."""
-        return self.build_spec(find_spec(manifest, environment))
+    def build_all(self, specs: Sequence[Spec], ready: Callable[[Built], None] = lambda _: None) -> dict[str, Built]:
+        """Lock and build environments, several at once, or find them built; by name.
 
-    def build_spec(self, spec: Spec) -> Built:
-        """The same for a specification."""
-        environment = spec.name
-        base, locked = self.lock(spec)
-        key = _key(spec, locked, base)
-        made_image, made_prefix = None, None
-        if base:
-            made_image = image.find_image(self._client, environment, key) or image.make_image(
-                spec, locked, base, key, self._client, home=self._home, say=self._say(environment)
-            )
-        else:
-            made_prefix = prefix.make_prefix(locked, key, home=self._home, say=self._say(environment))
-        self._progress(environment, "ready", "")
-        return Built(
-            name=environment, key=key, python=locked.python, image=made_image, prefix=made_prefix, lock=locked.path
+        specs: those that are needed first come first
+        ready: told of each, in that order
+
+        Raises `EnvironmentFailed` or `MachineError`.
+        """
+        if machine.offline():
+            self._refuse_what_needs_network(specs)
+        began = time.monotonic()
+        locked = dict(zip(specs_by_name(specs), self._side_by_side(self._lock, specs), strict=True))
+        popularity = collections.Counter(
+            sha256 for _, made in locked.values() for sha256 in {package.sha256 for package in made.packages}
         )
 
-    def lock(self, spec: Spec, path: Path | None = None) -> tuple[Base | None, Lock]:
-        """The lock of a specification, and the base that it was made for; made anew at `path` where one is given."""
-        say = self._say(spec.name)
-        base = find_base(spec.base, self._client, home=self._home, say=say) if self._client else None
-        glibc = base.glibc if base else machine.glibc_version()
-        return base, lock(spec, home=self._home, glibc=glibc, say=lambda text: say("lock", text), path=path)
+        def build(spec: Spec, say: Say) -> Built:
+            base, made = locked[spec.name]
+            return self._build(spec, base, made, popularity, began, say)
+
+        built = self._side_by_side(build, specs)
+        for each in built:
+            ready(each)
+        return {each.name: each for each in built}
+
+    def build_spec(self, spec: Spec) -> Built:
+        """Lock and build one environment."""
+        return self.build_all([spec])[spec.name]
+
+    def lock(self, spec: Spec, request: Request | None = None) -> tuple[Base | None, Lock]:
+        """The lock of a specification, and the base that it was made for; made anew where that is requested."""
+        return self._lock(spec, self._say(spec.name), request)
+
+    def check(self, spec: Spec) -> Check:
+        """Whether the lock of a specification, committed or made here, fits it; nothing is changed."""
+        _, glibc = self._look_at_base(spec)
+        path = find_lock(spec, home=self._home, glibc=glibc)
+        path = path if path.exists() else last_lock(spec, home=self._home) or path
+        if not path.exists():
+            return Check(lock=None, differences=[], solved=None)
+        found = read_lock(path)
+        if found.spec == spec.digest:
+            return Check(lock=found, differences=[], solved=None)
+        solved = None
+        if not machine.offline():
+            with contextlib.suppress(LockError), scratch_folder(self._home / "tmp") as scratch:
+                request = Request(path=scratch / "conda-lock.yml", keep=found)
+                solved = lock(spec, home=self._home, glibc=glibc, say=self._say(spec.name), request=request)
+        return Check(lock=found, differences=differences(found, spec) or ["the specification changed"], solved=solved)
 
     def look(self, spec: Spec) -> State:
         """How far an environment has come, without making anything; a base that is not there counts as this machine's."""
-        base = None
-        if self._client:
-            base = find_base(spec.base, self._client, home=self._home, say=self._say(spec.name), make=False)
-        found = find_lock(spec, home=self._home, glibc=base.glibc if base else machine.glibc_version())
+        base, glibc = self._look_at_base(spec)
+        found = find_lock(spec, home=self._home, glibc=glibc)
         if not found.exists():
             return State(spec=spec, lock=None, key="", python="", packages=0, built=False)
         locked = read_lock(found)
@@ -115,11 +169,85 @@ class Builder:
         if self._client:
             built = bool(base) and image.find_image(self._client, spec.name, key) is not None
         else:
-            built = prefix.prefix_path(key, self._home).exists()
+            built = not prefix.damage(prefix.prefix_path(key, self._home))
         return State(spec=spec, lock=found, key=key, python=locked.python, packages=len(locked.packages), built=built)
 
-    def _say(self, environment: str) -> Callable[[str, str], None]:
-        return lambda step, detail: self._progress(environment, step, detail)
+    def _lock(self, spec: Spec, say: Say, request: Request | None = None) -> tuple[Base | None, Lock]:
+        base = find_base(spec, self._client, home=self._home, say=say) if self._client else None
+        glibc = base.glibc if base else machine.glibc_version()
+        return base, lock(spec, home=self._home, glibc=glibc, say=say, request=request)
+
+    def _build(
+        self, spec: Spec, base: Base | None, locked: Lock, popularity: collections.Counter[str], began: float, say: Say
+    ) -> Built:
+        key = _key(spec, locked, base)
+        made_image, made_prefix = None, None
+        if base:
+            made_image = image.find_image(self._client, spec.name, key) or image.make_image(
+                spec, locked, base, key, self._client, home=self._home, popularity=popularity, say=say
+            )
+        else:
+            made_prefix = prefix.make_prefix(spec, locked, key, home=self._home, say=say)
+        say("ready", "")
+        return Built(
+            name=spec.name,
+            key=key,
+            python=locked.python,
+            image=made_image,
+            prefix=made_prefix,
+            lock=locked.path,
+            seconds=round(time.monotonic() - began, 3),
+        )
+
+    def _look_at_base(self, spec: Spec) -> tuple[Base | None, str]:
+        base = None
+        if self._client:
+            base = find_base(spec, self._client, home=self._home, say=self._say(spec.name), make=False)
+        return base, base.glibc if base else machine.glibc_version()
+
+    def _refuse_what_needs_network(self, specs: Sequence[Spec]) -> None:
+        """Find all that would have to be fetched, before anything is made."""
+        lacking = []
+        for spec in specs:
+            base, glibc = self._look_at_base(spec)
+            if self._client and not base:
+                lacking.append(f"`{spec.name}`: its base image")
+            elif not is_locked(spec, home=self._home, glibc=glibc):
+                lacking.append(f"`{spec.name}`: a lock")
+            elif not self.look(spec).built:
+                wanted = [
+                    archives.Archive(name=each.name, url=each.url, sha256=each.sha256)
+                    for each in read_lock(find_lock(spec, home=self._home, glibc=glibc)).packages
+                ]
+                lacking += [f"`{spec.name}`: {each.file_name}" for each in archives.missing(wanted, self._home)]
+        if lacking:
+            names = " ".join(dict.fromkeys(line.split("`")[1] for line in lacking))
+            raise BuildError(
+                "we are offline, and not everything is here",
+                why="\n".join(lacking),
+                hint=f"`run-local build {names}` fetches it where there is a network",
+            )
+
+    def _side_by_side(self, work: Callable[[Spec, Say], Any], specs: Sequence[Spec]) -> list[Any]:
+        def one(spec: Spec, check: Callable[[], None]) -> Any:
+            def say(step: str, detail: str, done: float | None = None) -> None:
+                check()
+                self._progress(spec.name, step, detail, done)
+
+            return work(spec, say)
+
+        return side_by_side(one, specs, min(_MOST_AT_ONCE, max(1, int(machine.cores()))))
+
+    def _say(self, environment: str) -> Say:
+        def say(step: str, detail: str, done: float | None = None) -> None:
+            self._progress(environment, step, detail, done)
+
+        return say
+
+
+def specs_by_name(specs: Sequence[Spec]) -> dict[str, Spec]:
+    """The same, by name."""
+    return {spec.name: spec for spec in specs}
 
 
 def _key(spec: Spec, locked: Lock, base: Base | None) -> str:

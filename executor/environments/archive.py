@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
+import shutil
 import tarfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,39 +18,38 @@ from typing import Any
 _EPOCH = "1970-01-01T00:00:00Z"
 _CHUNK = 2**20
 
+#: What ends a tar archive.
+END = bytes(1024)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Layer:
-    """A layer: its digest, and the file that holds it, or None where the engine has it."""
+    """A layer: its digest, its size in bytes, and what reads it from its start, or None where the engine has it."""
 
     digest: str
-    file: Path | None
+    size: int = 0
+    chunks: Callable[[], Iterator[bytes]] | None = None
 
 
-class _Hashing:
-    """A file for writing that knows the digest of what went through."""
-
-    def __init__(self, file: Any) -> None:
-        self._file = file
-        self.digest = hashlib.sha256()
-
-    def write(self, data: bytes) -> int:
-        self.digest.update(data)
-        written: int = self._file.write(data)
-        return written
+def file_layer(path: Path) -> Layer:
+    """A layer that is a file."""
+    digest = hashlib.sha256()
+    for chunk in _read(path):
+        digest.update(chunk)
+    return Layer(digest=f"sha256:{digest.hexdigest()}", size=path.stat().st_size, chunks=lambda: _read(path))
 
 
-def pack_layer(folder: Path, inside: str, target: Path) -> Layer:
-    """Pack a folder as a layer that puts its contents at the absolute path `inside`."""
-    with target.open("wb", _CHUNK) as file:
-        stream = _Hashing(file)
-        with tarfile.open(fileobj=stream, mode="w|", format=tarfile.GNU_FORMAT, bufsize=_CHUNK) as archive:  # type: ignore[call-overload]
-            parts = inside.strip("/").split("/")
-            for count in range(1, len(parts) + 1):
-                archive.addfile(_folder("/".join(parts[:count])))
-            for path in sorted(folder.rglob("*")):
-                _add(archive, path, f"{inside.strip('/')}/{path.relative_to(folder)}")
-    return Layer(digest=f"sha256:{stream.digest.hexdigest()}", file=target)
+def pack_files(folder: Path, files: Sequence[str], inside: str, stream: Any) -> None:
+    """Write these files of a folder, and the folders above them, as members that lie below the absolute path `inside`.
+
+    stream: anything with `write`; it gets no end of an archive
+    """
+    above = {str(parent) for name in files for parent in Path(name).parents if parent != Path()}
+    parts = inside.strip("/").split("/")
+    for count in range(1, len(parts) + 1):
+        stream.write(_folder("/".join(parts[:count])).tobuf(tarfile.GNU_FORMAT))
+    for name in sorted({*files, *above}):
+        _add(stream, folder / name, f"{inside.strip('/')}/{name}")
 
 
 def image_config(layers: Sequence[Layer], *, variables: Mapping[str, str], labels: Mapping[str, str]) -> bytes:
@@ -71,21 +70,18 @@ def image_config(layers: Sequence[Layer], *, variables: Mapping[str, str], label
 
 
 def archive(config: bytes, tag: str, layers: Sequence[Layer]) -> Iterator[bytes]:
-    """The chunks of an archive to load, with the layers that have a file."""
+    """The chunks of an archive to load, with the layers that can be read."""
     name = f"{hashlib.sha256(config).hexdigest()}.json"
     files = [f"{layer.digest.removeprefix('sha256:')}/layer.tar" for layer in layers]
     manifest = json.dumps([{"Config": name, "RepoTags": [tag], "Layers": files}]).encode()
     for member, data in ((name, config), ("manifest.json", manifest)):
         yield _header(member, len(data)) + data + bytes(-len(data) % 512)
     for layer, member in zip(layers, files, strict=True):
-        if layer.file:
-            size = layer.file.stat().st_size
-            yield _header(member, size)
-            with layer.file.open("rb") as file:
-                while chunk := file.read(_CHUNK):
-                    yield chunk
-            yield bytes(-size % 512)
-    yield bytes(1024)
+        if layer.chunks:
+            yield _header(member, layer.size)
+            yield from layer.chunks()
+            yield bytes(-layer.size % 512)
+    yield END
 
 
 def unpack_layers(saved: Path, folder: Path) -> list[Layer]:
@@ -99,12 +95,9 @@ def unpack_layers(saved: Path, folder: Path) -> list[Layer]:
             source = bundle.extractfile(name)
             assert source is not None
             target = folder / f"base-{number}.tar"
-            digest = hashlib.sha256()
             with target.open("wb") as file:
-                while chunk := source.read(_CHUNK):
-                    digest.update(chunk)
-                    file.write(chunk)
-            layers.append(Layer(digest=f"sha256:{digest.hexdigest()}", file=target))
+                shutil.copyfileobj(source, file, _CHUNK)
+            layers.append(file_layer(target))
     return layers
 
 
@@ -120,15 +113,23 @@ def _folder(name: str) -> tarfile.TarInfo:
     return info
 
 
-def _add(archive: tarfile.TarFile, path: Path, name: str) -> None:
+def _add(stream: Any, path: Path, name: str) -> None:
     info = tarfile.TarInfo(name)
     if path.is_symlink():
         info.type, info.linkname = tarfile.SYMTYPE, str(path.readlink())
-        archive.addfile(info)
     elif path.is_dir():
-        archive.addfile(_folder(name))
-    elif path.is_file():
+        info = _folder(name)
+    else:
         info.size = path.stat().st_size
-        info.mode = 0o755 if os.access(path, os.X_OK) and path.stat().st_mode & 0o111 else 0o644
-        with path.open("rb") as file:
-            archive.addfile(info, file)
+        info.mode = 0o755 if path.stat().st_mode & 0o111 else 0o644
+    stream.write(info.tobuf(tarfile.GNU_FORMAT))
+    if info.isreg():
+        for chunk in _read(path):
+            stream.write(chunk)
+        stream.write(bytes(-info.size % 512))
+
+
+def _read(path: Path) -> Iterator[bytes]:
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            yield chunk

@@ -13,7 +13,7 @@ import os
 import platform
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, overload
@@ -21,10 +21,11 @@ from typing import Any, overload
 from executor import dockerd, machine
 from executor.data.leases import scratch_folder
 from executor.data.store import full_disk
-from executor.environments import archive
+from executor.environments import apt, archive
+from executor.environments.progress import Say
+from executor.environments.sending import send
+from executor.environments.spec import Spec
 from executor.errors import BuildError, MachineError
-
-Say = Callable[[str, str], None]
 
 _RECIPE = "base 1"
 _LEFT_OUT = ("/usr/share/doc/*", "/usr/share/man/*", "/usr/share/info/*", "/usr/share/locale/*")
@@ -46,30 +47,49 @@ class Base:
 
 
 @overload
-def find_base(wanted: str | None, client: Any, *, home: Path, say: Say) -> Base: ...
+def find_base(spec: Spec, client: Any, *, home: Path, say: Say) -> Base: ...
 @overload
-def find_base(wanted: str | None, client: Any, *, home: Path, say: Say, make: bool) -> Base | None: ...
-def find_base(wanted: str | None, client: Any, *, home: Path, say: Say, make: bool = True) -> Base | None:
-    """The base image for a specification; where the engine has none it is pulled or made now, or None without `make`."""
+def find_base(spec: Spec, client: Any, *, home: Path, say: Say, make: bool) -> Base | None: ...
+def find_base(spec: Spec, client: Any, *, home: Path, say: Say, make: bool = True) -> Base | None:
+    """The base image for a specification, with its apt packages; made or pulled now where the engine has none.
+
+    make: False answers with None instead
+    """
+    found = _find(spec.base, client, home)
+    if not found and make:
+        with machine.lock_file(home / "images" / "base.lock", lambda: say("base", "another run-local makes it")):
+            found = _find(spec.base, client, home) or _make(spec.base, client, home=home, say=say)
+    if not found or not spec.apt:
+        return found
+    extended = _describe(client, _apt_tag(found, spec.apt), home)
+    if not extended and make:
+        with machine.lock_file(home / "images" / "apt.lock", lambda: say("base", "another run-local makes it")):
+            extended = _describe(client, _apt_tag(found, spec.apt), home)
+            return extended or _install_apt(found, spec.apt, client, home=home, say=say)
+    return extended
+
+
+def _find(wanted: str | None, client: Any, home: Path) -> Base | None:
     distribution = _distribution()
     references = [wanted] if wanted else [_made_tag(distribution), distribution.image]
-    for reference in references:
-        found = _inspect(client, reference)
-        if found:
-            return _describe(client, reference, found, home)
-    if not make:
-        return None
-    reference = references[-1]
+    return next((found for each in references if (found := _describe(client, each, home))), None)
+
+
+def _make(wanted: str | None, client: Any, *, home: Path, say: Say) -> Base:
+    distribution = _distribution()
+    reference = wanted or distribution.image
     refusal = _pull(client, reference, say)
-    if not refusal:
-        return _describe(client, reference, _inspect(client, reference) or {}, home)
-    if wanted:
+    if refusal and wanted:
         raise BuildError(
             f"the base image `{wanted}` cannot be had", why=refusal, hint="load it into the engine by hand"
         )
-    _bootstrap(client, distribution, refusal, home=home, say=say)
-    made = _made_tag(distribution)
-    return _describe(client, made, _inspect(client, made) or {}, home)
+    if refusal:
+        _bootstrap(client, distribution, refusal, home=home, say=say)
+        reference = _made_tag(distribution)
+    made = _describe(client, reference, home)
+    if not made:
+        raise BuildError(f"`{reference}` was loaded and is not there", hint="does the engine have room?")
+    return made
 
 
 @dataclass(frozen=True)
@@ -109,7 +129,11 @@ def _inspect(client: Any, reference: str) -> dict[str, Any] | None:
         raise
 
 
-def _describe(client: Any, reference: str, found: dict[str, Any], home: Path) -> Base:
+def _describe(client: Any, reference: str, home: Path) -> Base | None:
+    """A base that the engine has, or None."""
+    found = _inspect(client, reference)
+    if not found:
+        return None
     layers = tuple(found["RootFS"]["Layers"])
     variables = dict(entry.split("=", 1) for entry in (found["Config"] or {}).get("Env") or [])
     cached = home / "bases" / f"{hashlib.sha256(json.dumps(layers).encode()).hexdigest()[:32]}.glibc"
@@ -163,15 +187,32 @@ def _bootstrap(client: Any, distribution: _Distribution, refusal: str, *, home: 
             raise BuildError(
                 "a base image cannot be made", why=done.stderr.strip()[-1500:], hint="`apt-get update` may help"
             )
-        digest = hashlib.sha256()
-        with tar.open("rb") as file:
-            while chunk := file.read(2**20):
-                digest.update(chunk)
-        layers = [archive.Layer(digest=f"sha256:{digest.hexdigest()}", file=tar)]
+        layers = [archive.file_layer(tar)]
         path = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
         labels = {dockerd.LABEL: "base", f"{dockerd.LABEL}.recipe": _RECIPE}
         config = archive.image_config(layers, variables={"PATH": path}, labels=labels)
         dockerd.load(client, archive.archive(config, _made_tag(distribution), layers))
+
+
+def _apt_tag(base: Base, packages: Sequence[str]) -> str:
+    content = json.dumps([apt.RECIPE, base.identity, sorted(packages)])
+    return f"run-local/apt:{hashlib.sha256(content.encode()).hexdigest()[:12]}"
+
+
+def _install_apt(base: Base, packages: Sequence[str], client: Any, *, home: Path, say: Say) -> Base:
+    """The base with one more layer, which holds these packages of its distribution."""
+    say("base", f"installing {', '.join(packages)} with apt")
+    with full_disk("apt packages cannot be installed"), scratch_folder(home / "tmp") as scratch:
+        added = apt.install(client, base.reference, packages, scratch / "apt.tar")
+        layers = [*(archive.Layer(digest=digest) for digest in base.layers), added]
+        labels = {dockerd.LABEL: "base", f"{dockerd.LABEL}.apt": " ".join(sorted(packages))}
+        config = archive.image_config(layers, variables=base.variables, labels=labels)
+        tag = _apt_tag(base, packages)
+        send(client, config, tag, layers, below=base.reference, scratch=scratch, say=say)
+    made = _describe(client, tag, home)
+    if not made:
+        raise BuildError(f"`{tag}` was loaded and is not there", hint="does the engine have room?")
+    return made
 
 
 def _sources(distribution: _Distribution) -> list[Path]:

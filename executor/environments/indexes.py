@@ -10,10 +10,12 @@ import hashlib
 import os
 import subprocess
 import sys
+import urllib.parse
 from pathlib import Path
 
 _FLAGS = {"index-url": "--index-url", "extra-index-url": "--extra-index-url", "find-links": "--find-links"}
 _SWITCHES = {"no-index": "--no-index"}
+_OTHERS = frozenset({"cert"})
 _YES = frozenset({"1", "true", "yes", "on", "y", "t"})
 
 
@@ -26,6 +28,23 @@ def uv_options() -> list[str]:
         for value in values if name in _FLAGS else ():
             options += [_FLAGS[name], value]
     return options
+
+
+def certificates() -> str | None:
+    """The file of certificates that pip is told to trust, if it is told."""
+    return next(iter(_pip_settings().get("cert", [])), None)
+
+
+def credentials() -> dict[str, tuple[str, str]]:
+    """Host → user and password, where the address of an index holds them."""
+    found, settings = {}, _pip_settings()
+    for name in _FLAGS:
+        for address in settings.get(name, []):
+            parts = urllib.parse.urlsplit(address)
+            if parts.hostname and parts.username:
+                login = (urllib.parse.unquote(parts.username), urllib.parse.unquote(parts.password or ""))
+                found[parts.hostname] = login
+    return found
 
 
 def settings_digest() -> str:
@@ -59,7 +78,7 @@ def _pip_settings() -> dict[str, list[str]]:
         key, _, text = line.partition("=")
         section, _, name = key.rpartition(".")
         rank = ranks.get(section, -1)
-        if (name in _FLAGS or name in _SWITCHES) and rank >= found.get(name, (-1, []))[0]:
+        if (name in _FLAGS or name in _SWITCHES or name in _OTHERS) and rank >= found.get(name, (-1, []))[0]:
             values = str(ast.literal_eval(text)).split()
             found[name] = (rank, [value for value in values if _is_there(value)])
     return {name: values for name, (_, values) in found.items()}

@@ -17,8 +17,7 @@ import subprocess
 import sys
 import threading
 import urllib.parse
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -27,12 +26,13 @@ import yaml
 from executor import machine
 from executor.data.leases import scratch_folder
 from executor.environments import indexes
+from executor.environments.progress import Say, Stopped
 from executor.environments.spec import Spec
 from executor.errors import BuildError, LockError
 
 PLATFORM = "linux-64"
 _RECIPE = 1
-_SPEC_KEY = "run-local-spec"
+_SPEC_KEY, _ASKED_KEY, PACKAGES_KEY = "run-local-spec", "run-local-requirements", "run-local-packages"
 
 #: Starts a module as `-m` does, but never finds a module of ours or of Python's in the folder that the user is in.
 _START = (
@@ -49,23 +49,31 @@ _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 @dataclass(frozen=True, kw_only=True)
 class Package:
-    """One locked package; manager is `conda` or `pip`."""
+    """One locked package; manager is `conda` or `pip`, and md5 is what conda-lock wants of conda's."""
 
     name: str
     version: str
     manager: str
     url: str
     sha256: str
+    md5: str | None
     depends: tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Lock:
-    """A lock as it was read. bridge: its Python was made from the interpreter of a machine."""
+    """A lock as it was read.
+
+    bridge: its Python was made from the interpreter of a machine
+    spec:   the digest of the specification that it was made from; empty where another tool made it
+    asked:  that specification's channels and requirements
+    """
 
     path: Path
     packages: tuple[Package, ...]
     bridge: bool
+    spec: str
+    asked: tuple[str, ...]
 
     @property
     def python(self) -> str:
@@ -88,16 +96,59 @@ def find_lock(spec: Spec, *, home: Path, glibc: str) -> Path:
     return home / "locks" / hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32] / "conda-lock.yml"
 
 
-def lock(spec: Spec, *, home: Path, glibc: str, say: Callable[[str], None], path: Path | None = None) -> Lock:
-    """The lock of a specification, made now where there is none; `path` makes a new one there."""
-    target = path or find_lock(spec, home=home, glibc=glibc)
-    if path is None and _is_there(target, home):
+def last_lock(spec: Spec, *, home: Path) -> Path | None:
+    """The lock that was last made for this file here, perhaps from what it said earlier."""
+    note = _note(spec, home)
+    try:
+        return Path(note.read_text(encoding="utf-8")) if note else None
+    except OSError:
+        return None
+
+
+def lock(spec: Spec, *, home: Path, glibc: str, say: Say, request: Request | None = None) -> Lock:
+    """The lock of a specification, made now where there is none, or where it is requested."""
+    target = request.path if request else find_lock(spec, home=home, glibc=glibc)
+    if request is None and _is_there(target, home):
         return _trusted(target, spec)
-    with machine.lock_file(home / "locks" / f"{spec.digest[:32]}.lock", lambda: say("another run-local locks it")):
-        if path is not None or not _is_there(target, home):
-            say("no lock yet: solving" if path is None else "solving")
-            _solve(spec, target, home, glibc, say)
+    waits = lambda: say("lock", "another run-local locks it")  # noqa: E731
+    with machine.lock_file(home / "locks" / f"{spec.digest[:32]}.lock", waits):
+        if request is not None or not _is_there(target, home):
+            if machine.offline():
+                raise _no_lock_offline(spec)
+            say("lock", "solving" if request else "no lock yet: solving")
+            _solve(spec, request or Request(path=target), home, glibc, say)
+    note = _note(spec, home)
+    if note and target == find_lock(spec, home=home, glibc=glibc):
+        note.parent.mkdir(parents=True, exist_ok=True)
+        note.write_text(str(target), encoding="utf-8")
     return _trusted(target, spec)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """A lock to be made at `path`; with `update`, everything but these packages stays as it is in `keep`, if it can."""
+
+    path: Path
+    keep: Lock | None = None
+    update: tuple[str, ...] = ()
+
+
+def is_locked(spec: Spec, *, home: Path, glibc: str) -> bool:
+    """Whether a run would find a lock and trust it, without solving."""
+    path = find_lock(spec, home=home, glibc=glibc)
+    return _is_there(path, home) and read_lock(path).spec == spec.digest
+
+
+def asked_of(spec: Spec) -> tuple[str, ...]:
+    """What a specification asks the solvers for, as it is noted in its lock."""
+    cuda = () if spec.cuda is None else (f"cuda: {str(spec.cuda).lower()}",)
+    return (*(f"channel {name}" for name in spec.channels), *spec.conda, *spec.pip, *cuda)
+
+
+def _note(spec: Spec, home: Path) -> Path | None:
+    if spec.path is None or len(spec.sources) != 1:
+        return None
+    return home / "locks" / "last" / hashlib.sha256(os.fsencode(spec.path.resolve())).hexdigest()[:32]
 
 
 def _is_there(path: Path, home: Path) -> bool:
@@ -120,7 +171,20 @@ def read_lock(path: Path) -> Lock:
         raise LockError(
             "a lock holds no python", why=f"{path}: for {PLATFORM}", hint="`run-local lock` makes a new one"
         )
-    return Lock(path=path, packages=packages, bridge=custom.get("run-local-bridge") == "true")
+    made = Lock(
+        path=path,
+        packages=packages,
+        bridge=custom.get("run-local-bridge") == "true",
+        spec=custom.get(_SPEC_KEY, ""),
+        asked=tuple(str(custom.get(_ASKED_KEY, "")).splitlines()),
+    )
+    if custom.get(PACKAGES_KEY, made.digest) != made.digest:
+        raise LockError(
+            "a lock was changed by hand",
+            why=f"{path}: its packages are not those that were solved",
+            hint="take it from version control again, or let `run-local lock` make a new one",
+        )
+    return made
 
 
 def _package(entry: dict[str, Any]) -> Package:
@@ -130,42 +194,69 @@ def _package(entry: dict[str, Any]) -> Package:
         manager=entry["manager"],
         url=entry["url"],
         sha256=entry["hash"]["sha256"],
+        md5=entry["hash"].get("md5"),
         depends=tuple(f"{name} {version}".strip() for name, version in entry["dependencies"].items()),
     )
 
 
 def _trusted(path: Path, spec: Spec) -> Lock:
-    document = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506  a safe loader, in C
-    custom = (document.get("metadata") or {}).get("custom_metadata") or {} if isinstance(document, dict) else {}
-    if custom.get(_SPEC_KEY) != spec.digest:
+    found = read_lock(path)
+    if found.spec != spec.digest:
+        changed = "\n".join(differences(found, spec))
         raise LockError(
             f"the lock of environment `{spec.name}` is out of date",
-            why=f"`{path}` was made from another specification than `{spec.path}`",
+            why=f"`{path}` was made from another specification than `{spec.path}`" + (changed and f":\n{changed}"),
             hint=f"run `run-local lock {spec.name}`, and read what changes before you commit it",
         )
-    return read_lock(path)
+    return found
 
 
-def _solve(spec: Spec, target: Path, home: Path, glibc: str, say: Callable[[str], None]) -> None:
+def differences(lock: Lock, spec: Spec) -> list[str]:
+    """What the specification asks for and the lock was not made for, and the other way round, with lines of the file."""
+    if not lock.asked:
+        return ["the lock was made by another tool, and does not say what for"]
+    now = asked_of(spec)
+    added = [f"+ {each}{_where(each, spec)}" for each in now if each not in lock.asked]
+    return [*(f"- {each}" for each in lock.asked if each not in now), *added]
+
+
+def _where(requirement: str, spec: Spec) -> str:
+    line = spec.lines.get(requirement)
+    return f" ({line})" if line else ""
+
+
+def _no_lock_offline(spec: Spec) -> LockError:
+    return LockError(
+        f"environment `{spec.name}` has no lock",
+        why="solving it needs the network, and we are offline",
+        hint=f"run `run-local lock {spec.name}` where there is a network, or a run without `--offline`",
+    )
+
+
+def _solve(spec: Spec, wanted: Request, home: Path, glibc: str, say: Say) -> None:
+    kept = wanted.keep.packages if wanted.keep else ()
     request = {
         "environment": spec.name,
         "spec": spec.render(),
         "sources": dict(spec.sources),
+        "lines": dict(spec.lines),
         "channels": list(spec.channels),
         "cuda": spec.cuda,
         "platform": PLATFORM,
         "glibc": glibc,
         "home": str(home),
-        "lock": str(target),
-        "custom": {_SPEC_KEY: spec.digest},
+        "lock": str(wanted.path),
+        "keep": [asdict(each) for each in kept if each.name not in wanted.update],
+        "update": list(wanted.update),
+        "custom": {_SPEC_KEY: spec.digest, _ASKED_KEY: "\n".join(asked_of(spec))},
     }
     answer = ask_child("executor.environments.solve", request, say)
     if "error" in answer:
         raise LockError(**answer["error"])
 
 
-def ask_child(module: str, request: dict[str, Any], say: Callable[[str], None]) -> dict[str, Any]:
-    """Run one of our modules as a child process: JSON in, JSON out, and a line of progress after each "»" on stderr."""
+def ask_child(module: str, request: dict[str, Any], say: Say) -> dict[str, Any]:
+    """Run one of our modules as a child process: JSON in, JSON out, and `[step, detail, done]` after each "»" on stderr."""
     with scratch_folder(Path(request["home"]) / "tmp") as scratch:
         variables = {name: value for name, value in os.environ.items() if _is_for_children(name)}
         return _ask(module, request, say, {**variables, "TMPDIR": str(scratch), "PYTHONUTF8": "1"})
@@ -177,7 +268,7 @@ def _is_for_children(variable: str) -> bool:
     return variable not in _OF_ANOTHER_ENVIRONMENT
 
 
-def _ask(module: str, request: dict[str, Any], say: Callable[[str], None], variables: dict[str, str]) -> dict[str, Any]:
+def _ask(module: str, request: dict[str, Any], say: Say, variables: dict[str, str]) -> dict[str, Any]:
     process = machine.spawn(
         [sys.executable, "-c", _START, module],
         env=variables,
@@ -218,9 +309,11 @@ def _ask(module: str, request: dict[str, Any], say: Callable[[str], None], varia
     return answer
 
 
-def _hear(stream: IO[str] | None, say: Callable[[str], None], heard: list[str]) -> None:
+def _hear(stream: IO[str] | None, say: Say, heard: list[str]) -> None:
     for line in stream or ():
         if line.startswith("»"):
-            say(line[1:].strip())
+            step, detail, done = json.loads(line[1:])
+            with contextlib.suppress(Stopped):  # then it is killed, and what it still says is read until that
+                say(step, detail, done)
         else:
             heard.append(line.rstrip())

@@ -1,22 +1,26 @@
-"""A lock as a folder: the prefix that the process runtime runs from, and what an image is packed from.
+"""A lock as a folder: the prefix that the process runtime runs from.
 
-A prefix has its final name only when it is whole and its own Python has started.
+A prefix has its final name only when it is whole and its own Python has started. `<key>.files` beside it lists what it
+holds; a file that is not as it was then makes a new one of it.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+import json
+import os
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 
 from executor import machine
 from executor.data.leases import scratch_folder
 from executor.data.store import full_disk
+from executor.environments import verify
 from executor.environments.lock import Lock, ask_child
+from executor.environments.progress import Say
+from executor.environments.spec import Spec
 from executor.errors import BuildError
-
-_RECIPE = "prefix 1"
 
 
 def prefix_path(key: str, home: Path) -> Path:
@@ -24,23 +28,59 @@ def prefix_path(key: str, home: Path) -> Path:
     return home / "prefixes" / key
 
 
-def make_prefix(lock: Lock, key: str, *, home: Path, say: Callable[[str, str], None]) -> Path:
-    """The prefix of a lock, made now where there is none."""
+def make_prefix(spec: Spec, lock: Lock, key: str, *, home: Path, say: Say) -> Path:
+    """The prefix of a lock, made now where there is none, or where it was changed."""
     target = prefix_path(key, home)
-    if target.exists():
+    if not damage(target):
         return target
     with machine.lock_file(home / "prefixes" / f"{key}.lock", lambda: say("install", "another run-local builds it")):
-        if not target.exists():
-            with installed(lock, str(target), home=home, say=say) as folder, full_disk("a prefix cannot be published"):
+        damaged = damage(target)
+        if damaged:
+            if target.exists():
+                say("install", f"it was changed ({damaged}): making it anew")
+            with (
+                installed(lock, str(target), home=home, say=say) as folder,
+                full_disk("a prefix cannot be published"),
+            ):
                 say("verify", "starting its Python")
-                _verify(folder, lock)
+                _verify(spec, folder, lock)
+                _list_files(folder, target)
+                if target.exists():
+                    target.rename(folder.with_name("old"))
                 folder.rename(target)
     return target
 
 
+def damage(prefix: Path) -> str:
+    """The first file of a prefix that is not as it was when it was made, or why there is none; empty where all is well.
+
+    A file is known by its size and the time of its last change: looking at contents would take longer than a run.
+    """
+    try:
+        listed = json.loads(prefix.with_name(f"{prefix.name}.files").read_bytes())
+    except (OSError, ValueError):
+        return "it is not there" if not prefix.exists() else "the list of its files is gone"
+    if not prefix.exists():
+        return "it is not there"
+    for folder, files in listed.items():
+        for name, size, changed in files:
+            try:
+                found = os.lstat(f"{prefix}/{folder}/{name}")
+            except OSError:
+                return f"{folder}/{name} is gone"
+            if (found.st_size, found.st_mtime_ns) != (size, changed):
+                return f"{folder}/{name} is another"
+    return ""
+
+
 @contextlib.contextmanager
-def installed(lock: Lock, prefix: str, *, home: Path, say: Callable[[str, str], None]) -> Iterator[Path]:
-    """The packages of a lock in a temporary folder, made for the given final prefix."""
+def installed(
+    lock: Lock, prefix: str, *, home: Path, say: Say, parts: Mapping[str, str] | None = None
+) -> Iterator[Path]:
+    """The packages of a lock in a temporary folder, made for the given final prefix.
+
+    parts: sha256 → key of the packages that are wanted as parts of layers; only they, and Python, are installed then
+    """
     with full_disk("an environment cannot be built"), scratch_folder(home / "tmp") as scratch:
         folder = scratch / "prefix"
         folder.mkdir()
@@ -49,20 +89,32 @@ def installed(lock: Lock, prefix: str, *, home: Path, say: Callable[[str, str], 
             "folder": str(folder),
             "prefix": prefix,
             "home": str(home),
+            "parts": parts,
         }
-        answer = ask_child("executor.environments.install", request, lambda text: say("install", text))
+        answer = ask_child("executor.environments.install", request, say)
         if "error" in answer:
             raise BuildError(**answer["error"])
         yield folder
 
 
-def _verify(folder: Path, lock: Lock) -> None:
-    """Start the Python of a prefix; one that does not start gets no name."""
+def _list_files(folder: Path, target: Path) -> None:
+    listed: dict[str, list[tuple[str, int, int]]] = {}
+    for place, _, names in os.walk(folder):
+        found = [(name, os.lstat(f"{place}/{name}")) for name in sorted(names)]
+        if found:
+            inside = os.path.relpath(place, folder)
+            listed[inside] = [(name, facts.st_size, facts.st_mtime_ns) for name, facts in found]
+    half = folder.with_name("files")
+    half.write_text(json.dumps(listed))
+    half.replace(target.with_name(f"{target.name}.files"))
+
+
+def _verify(spec: Spec, folder: Path, lock: Lock) -> None:
+    """Start the Python of a prefix and let it look at its packages; one that fails gets no name."""
     try:
-        done = machine.run([str(folder / "bin/python"), "-I", "-c", "import sys; print(sys.version.split()[0])"])
-        if done.stdout.strip() == lock.python:
-            return
-        why = done.stderr.strip()[-500:] or f"it says {done.stdout.strip()}, the lock {lock.python}"
+        done = machine.run([str(folder / "bin/python"), *verify.arguments(spec, lock)], cwd=folder)
+        said = done.stdout + done.stderr
     except OSError as exc:
-        why = str(exc)
-    raise BuildError("the Python of an environment does not start", why=why)
+        said = str(exc)
+    if not verify.passed(said):
+        raise verify.failure(spec, said)

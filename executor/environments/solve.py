@@ -6,7 +6,8 @@ command line never does; it also makes this the place where the network is used.
 
 Request, as JSON on stdin: environment (name), spec (environment.yml as text), sources (name → requirements), channels,
 cuda, platform, glibc, home, lock (the file to write), custom (texts to note in the lock). Answer, as JSON on stdout:
-`{"ok": {"notes": [...]}}` or `{"error": {what, why, hint}}`. Progress: one line each on stderr, after "»".
+`{"ok": {"notes": [...]}}` or `{"error": {what, why, hint}}`. Progress: `[step, detail, done]` on a
+line of stderr, after "»".
 """
 
 from __future__ import annotations
@@ -18,7 +19,6 @@ import json
 import logging
 import os
 import re
-import shutil
 import sys
 import tempfile
 import urllib.error
@@ -37,6 +37,10 @@ from conda_lock.lockfile.v2prelim.models import HashModel, LockedDependency
 
 from executor import machine
 from executor.environments import channel, indexes
+from executor.environments.fetching import url_mirrors
+from executor.environments.install import conda_record
+from executor.environments.lock import PACKAGES_KEY, read_lock
+from executor.environments.settings import mirrored, read_settings
 from executor.errors import LockError, RunLocalError
 
 if sys.version_info >= (3, 11):
@@ -58,7 +62,9 @@ class Solver:
         self._request = request
         self._home = Path(request["home"])
         self.notes: list[str] = []
+        self._settings = read_settings(self._home)
         self._channels = self._reachable_channels(request["channels"])
+        self._standing_in = {place: published for published, place in url_mirrors(self._settings).items()}
 
     def solve(self) -> None:
         """Write the lock."""
@@ -85,7 +91,7 @@ class Solver:
             target = Path(self._request["lock"])
             target.parent.mkdir(parents=True, exist_ok=True)
             half = target.with_name(f".{target.name}.{os.getpid()}")
-            shutil.copyfile(made, half)
+            half.write_text(_sealed(made))
             half.replace(target)
 
     def _own_metadata(self) -> dict[str, str]:
@@ -94,12 +100,22 @@ class Solver:
     # -- channels ------------------------------------------------------------------------------------------------------
 
     def _reachable_channels(self, names: Sequence[str]) -> list[str]:
-        """The channels that answer, or the bridge where none does."""
+        """The channels that answer, or the bridge where none does and none is configured."""
+        places = {name: self._settings.place(name) or name for name in names}
         with ThreadPoolExecutor(len(names)) as pool:
-            answering = [name for name, answers in zip(names, pool.map(_answers, names), strict=True) if answers]
+            answering = [
+                name for name, answers in zip(names, pool.map(_answers, places.values()), strict=True) if answers
+            ]
+        silent = [name for name in names if name not in answering]
         self._bridged = not answering
+        configured = [name for name in silent if self._settings.place(name)]
+        if configured:
+            raise LockError(
+                f"channel `{configured[0]}` does not answer",
+                why=f"`{places[configured[0]]}` is configured for it",
+                hint="`RUN_LOCAL_MIRRORS`, `RUN_LOCAL_CHANNEL_ALIAS` or config.toml in `$RUN_LOCAL_HOME` say where it is",
+            )
         if answering:
-            silent = [name for name in names if name not in answering]
             if silent:
                 _say(f"these channels do not answer, and are left out: {', '.join(silent)}")
             return answering
@@ -136,7 +152,7 @@ class Solver:
             {
                 "name": record.name.normalized,
                 "version": str(record.version),
-                "url": record.url,
+                "url": mirrored(record.url, self._standing_in),
                 "md5": (record.md5 or b"").hex() or None,
                 "sha256": (record.sha256 or b"").hex(),
                 "depends": list(record.depends),
@@ -152,14 +168,19 @@ class Solver:
     async def _solve_conda(self, specs: list[str], platform: str) -> list[Any]:
         gateway = rattler.Gateway(cache_dir=self._home / "packages" / "repodata")
         solved: list[Any] = await rattler.solve(
-            [rattler.Channel(name) for name in self._channels],
+            [rattler.Channel(self._settings.place(name) or name) for name in self._channels],
             [rattler.MatchSpec(spec) for spec in specs],
             gateway=gateway,
             platforms=[platform, "noarch"],  # type: ignore[list-item]
             virtual_packages=self._virtual_records(),
+            locked_packages=self._kept_conda(),
             channel_priority=rattler.ChannelPriority.Strict,
         )
         return solved
+
+    def _kept_conda(self) -> list[Any]:
+        kept = [each for each in self._request["keep"] if each["manager"] == "conda"]
+        return [conda_record(each, each["url"]) for each in kept]
 
     # -- pip -----------------------------------------------------------------------------------------------------------
 
@@ -198,13 +219,29 @@ class Solver:
             *("--python-platform", f"x86_64-manylinux_{glibc}", "--only-binary", ":all:"),
             *("--cache-dir", str(self._home / "packages" / "uv"), *indexes.uv_options(), *more),
         ]
+        kept = self._kept_wheels()
+        if kept:
+            command += ["--output-file", str(kept)]
         variables = {**_PATIENCE, **os.environ}
         done = machine.run(command, input="\n".join(lines), env=variables)
         if done.returncode:
             reason = _readable(done.stderr)
             raise self._out_of_reach(reason) if _NO_ANSWER.search(reason) else self._unsatisfiable(reason)
-        packages: list[dict[str, Any]] = tomllib.loads(done.stdout).get("packages", [])
+        text = kept.read_text(encoding="utf-8") if kept else done.stdout
+        packages: list[dict[str, Any]] = tomllib.loads(text).get("packages", [])
         return packages
+
+    def _kept_wheels(self) -> Path | None:
+        """A file with the versions that uv shall prefer, in the place where it looks for its earlier answer."""
+        kept = [each for each in self._request["keep"] if each["manager"] == "pip"]
+        if not kept:
+            return None
+        path = Path(tempfile.mkdtemp(), "pylock.toml")
+        lines = [
+            f"[[packages]]\nname = {json.dumps(each['name'])}\nversion = {json.dumps(each['version'])}" for each in kept
+        ]
+        path.write_text("\n".join(['lock-version = "1.0"', 'created-by = "run-local"', *lines]))
+        return path
 
     def _out_of_reach(self, reason: str) -> LockError:
         return LockError(
@@ -287,6 +324,12 @@ def _digest(url: str) -> str:
     return hashlib.sha256(Path(urllib.parse.unquote(parts.path)).read_bytes()).hexdigest()
 
 
+def _sealed(lock: Path) -> str:
+    """The text of a lock with the digest of its packages, so that a later change by hand is seen."""
+    before, heading, after = lock.read_text(encoding="utf-8").partition("  custom_metadata:\n")
+    return f"{before}{heading}    {PACKAGES_KEY}: {read_lock(lock).digest}\n{after}"
+
+
 def _readable(text: str) -> str:
     """A solver's words without its decoration."""
     lines = [line.strip().lstrip("×╰─▶│├ ") for line in text.splitlines()]
@@ -294,7 +337,7 @@ def _readable(text: str) -> str:
 
 
 def _say(text: str) -> None:
-    sys.stderr.write(f"»{text}\n")
+    sys.stderr.write(f"»{json.dumps(['lock', text, None])}\n")
     sys.stderr.flush()
 
 

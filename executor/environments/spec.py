@@ -31,7 +31,7 @@ from executor.errors import SpecError
 from executor.manifest import Manifest
 
 _KEYS = frozenset({"name", "channels", "dependencies", "variables", "prefix", "platforms", "run-local"})
-_OWN_KEYS = frozenset({"base", "cuda", "env"})
+_OWN_KEYS = frozenset({"base", "cuda", "env", "apt"})
 _FILES = ("envs/{}/environment.yml", "envs/{}/environment.yaml", "envs/{}.yml")
 
 
@@ -55,6 +55,8 @@ class Spec:
     base: str | None = None
     cuda: bool | None = None
     variables: Mapping[str, str] = field(default_factory=dict)
+    apt: tuple[str, ...] = ()
+    lines: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def digest(self) -> str:
@@ -153,6 +155,7 @@ class _Reader:
             pip=tuple(pip),
             base=self._scalar(own.get("base"), str, "base"),
             cuda=self._scalar(own.get("cuda"), bool, "cuda"),
+            apt=tuple(self._texts(own.get("apt"), "apt")),
             variables={**self._variables(keys.get("variables")), **self._variables(own.get("env"))},
         )
 

@@ -9,6 +9,7 @@ import zipfile
 from pathlib import Path
 
 from executor.environments import read_spec
+from executor.environments.archive import END, Layer, file_layer, pack_files
 from executor.environments.spec import Spec
 
 
@@ -38,3 +39,12 @@ def make_spec(folder: Path, name: str, *pip: str) -> Spec:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({"dependencies": ["python", *([{"pip": pip}] if pip else [])]}))
     return read_spec(path, name)
+
+
+def pack(folder: Path, inside: str, target: Path) -> Layer:
+    """All files of a folder as one layer."""
+    files = [str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_symlink() or not path.is_dir()]
+    with target.open("wb") as file:
+        pack_files(folder, files, inside, file)
+        file.write(END)
+    return file_layer(target)

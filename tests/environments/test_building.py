@@ -16,7 +16,7 @@ import pytest
 
 from executor import dockerd
 from executor.environments import Builder, read_spec
-from executor.environments.archive import Layer, archive, image_config, unpack_layers
+from executor.environments.archive import archive, image_config, unpack_layers
 from executor.environments.image import image_tag
 from executor.environments.lock import read_lock
 from executor.environments.spec import Spec, unite
@@ -72,7 +72,7 @@ def test_the_same_lock_gives_the_same_image(
     assert time.monotonic() - began < 1  # a look at the engine, not a build
     lock = first.lock.read_bytes()
     engine.api.remove_image(str(first.image), force=True)
-    for folder in ("packages", "channel", "locks"):
+    for folder in ("packages", "channel", "locks", "layers"):
         shutil.rmtree(own_home / folder)
     again = docker_builder.build_spec(spec)
     assert again.lock.read_bytes() == lock
@@ -109,7 +109,7 @@ def test_an_engine_that_wants_every_layer_gets_them(
     found = engine.api.inspect_image(made.image)  # type: ignore[no-untyped-call]
     assert [layer.digest for layer in layers] == found["RootFS"]["Layers"]
     label = {dockerd.LABEL: "environment", f"{dockerd.LABEL}.environment": "test-small", "again": "yes"}
-    config = image_config([Layer(digest=each.digest, file=each.file) for each in layers], variables={}, labels=label)
+    config = image_config(layers, variables={}, labels=label)
     dockerd.load(engine, archive(config, "run-local/test-small:again", layers))
     assert "Python 3" in dockerd.output_of(engine, "run-local/test-small:again", ["/opt/env/bin/python", "--version"])
 

@@ -81,9 +81,9 @@ def test_a_wheel_that_changed_after_it_was_locked_is_not_installed(
     shutil.rmtree(own_home / "packages")
     built = set(own_home.glob("prefixes/*"))
     make_wheel(wheels, "envtest_linked", "1.5", script="envtest-linked")
-    with pytest.raises(BuildError, match="packages cannot be installed") as caught:
+    with pytest.raises(BuildError, match="is not the one that was locked") as caught:
         builder.build_spec(spec)
-    assert "envtest-linked" in caught.value.why.replace("_", "-")
+    assert "envtest-linked" in caught.value.what
     assert not [path for path in set(own_home.glob("prefixes/*")) - built if path.is_dir()]
 
 
@@ -166,7 +166,7 @@ def test_a_channel_of_a_mirror_is_used_and_its_archives_are_checked(mirror: tupl
     said: list[str] = []
     home = tmp_path / "home"  # where nothing has been fetched yet
     (home / "tmp").mkdir(parents=True)
-    builder = Builder("process", home, lambda _environment, _step, detail: said.append(detail))
+    builder = Builder("process", home, lambda _environment, _step, detail, *_: said.append(detail))
     path = tmp_path / "environment.yml"
     path.write_text(json.dumps({"channels": [address, "http://127.0.0.1:9/none"], "dependencies": ["python", "pip"]}))
     spec = read_spec(path, "x")
@@ -177,9 +177,9 @@ def test_a_channel_of_a_mirror_is_used_and_its_archives_are_checked(mirror: tupl
     [archive] = folder.glob("linux-64/python-*")
     whole = archive.read_bytes()
     archive.write_bytes(whole[:-100] + bytes(100))
-    with pytest.raises(BuildError, match="packages cannot be installed") as caught:
+    with pytest.raises(BuildError, match="is not the one that was locked") as caught:
         builder.build_spec(spec)
-    assert "python" in caught.value.why
+    assert "python" in caught.value.what
     archive.write_bytes(whole)
     prefix = builder.build_spec(spec).prefix
     assert prefix is not None

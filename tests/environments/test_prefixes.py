@@ -79,8 +79,9 @@ def test_what_a_prefix_holds_does_not_depend_on_where_it_was_made(tmp_path: Path
         (home / "tmp").mkdir(parents=True)
     path = tmp_path / "environment.yml"
     path.write_text("dependencies: [python, pip]\n")
-    built = Builder("process", homes[0], lambda *_: None).build_spec(read_spec(path, "x"))
-    again = make_prefix(read_lock(built.lock), built.key, home=homes[1], say=lambda *_: None)
+    spec = read_spec(path, "x")
+    built = Builder("process", homes[0], lambda *_: None).build_spec(spec)
+    again = make_prefix(spec, read_lock(built.lock), built.key, home=homes[1], say=lambda *_: None)
     assert built.prefix is not None
     first, second = contents(built.prefix), contents(again)
     assert first.keys() == second.keys()

@@ -15,6 +15,7 @@ from executor.environments.lock import find_lock, lock, read_lock
 from executor.environments.spec import Spec, find_spec, read_spec, unite
 from executor.errors import LockError, SpecError
 from executor.manifest import EnvironmentEntry, Manifest, Shape
+from tests.environments.small import pack
 
 SHAPE = Shape(cpus=1, cpus_limit=1, memory_bytes=1, memory_limit_bytes=None, gpus=0, gpu_model="", shm_bytes=None)
 
@@ -147,11 +148,11 @@ def small(digest: Callable[[Spec], str], folder: Path) -> tuple[Spec, Path]:
 def test_a_committed_lock_is_used_and_an_outdated_one_refused(tmp_path: Path) -> None:
     """Beside the specification, and only if it was made from it."""
     spec, path = small(lambda spec: spec.digest, tmp_path / "a")
-    found = lock(spec, home=tmp_path, glibc="2.36", say=lambda _: None)
+    found = lock(spec, home=tmp_path, glibc="2.36", say=lambda *_: None)
     assert (found.path, found.python, found.bridge, len(found.packages)) == (path, "3.11.7", True, 1)
     spec, path = small(lambda _: "other", tmp_path / "b")
     with pytest.raises(LockError, match="out of date") as caught:
-        lock(spec, home=tmp_path, glibc="2.36", say=lambda _: None)
+        lock(spec, home=tmp_path, glibc="2.36", say=lambda *_: None)
     assert caught.value.hint.startswith("run `run-local lock x`")
 
 
@@ -195,7 +196,7 @@ def test_a_layer_depends_on_nothing_but_its_files(tmp_path: Path) -> None:
         if not path.is_symlink():
             os.utime(path, (0, 0))
     (second / "lib/a.py").chmod(0o600)
-    layers = [archive.pack_layer(folder, "/opt/env", tmp_path / f"{folder.name}.tar") for folder in (first, second)]
+    layers = [pack(folder, "/opt/env", tmp_path / f"{folder.name}.tar") for folder in (first, second)]
     assert layers[0].digest == layers[1].digest
     with tarfile.open(tmp_path / "one.tar") as packed:
         found = {member.name: member for member in packed}
@@ -207,8 +208,8 @@ def test_a_layer_depends_on_nothing_but_its_files(tmp_path: Path) -> None:
 
 def test_an_archive_holds_only_the_layers_that_have_a_file(tmp_path: Path) -> None:
     """The others are named, for an engine that has them; and what was packed can be unpacked again."""
-    own = archive.pack_layer(fill(tmp_path / "f", ["x"]), "/opt/env", tmp_path / "own.tar")
-    base = archive.Layer(digest="sha256:" + "0" * 64, file=None)
+    own = pack(fill(tmp_path / "f", ["x"]), "/opt/env", tmp_path / "own.tar")
+    base = archive.Layer(digest="sha256:" + "0" * 64)
     config = archive.image_config([base, own], variables={"B": "2", "A": "1"}, labels={"run-local": "test"})
     data = b"".join(archive.archive(config, "run-local/x:1", [base, own]))
     with tarfile.open(fileobj=io.BytesIO(data)) as bundle:

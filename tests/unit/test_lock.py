@@ -141,7 +141,11 @@ def child(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Child:
 
 
 def ask(tmp_path: Path, module: str, said: list[str] | None = None, **request: object) -> dict[str, object]:
-    return ask_child(module, {"home": str(tmp_path), **request}, (said if said is not None else []).append)
+    def say(step: str, detail: str, done: float | None = None) -> None:
+        if said is not None:
+            said.append(f"{step}: {detail} {done}")
+
+    return ask_child(module, {"home": str(tmp_path), **request}, say)
 
 
 def test_a_child_answers_and_tells_how_far_it_is(tmp_path: Path, child: Child) -> None:
@@ -150,13 +154,13 @@ def test_a_child_answers_and_tells_how_far_it_is(tmp_path: Path, child: Child) -
         """
         import json, sys
         request = json.load(sys.stdin)
-        print("»step ü 1\\nnoise\\n»step 2", file=sys.stderr)
+        print('»["lock", "ü", null]\\nnoise\\n»["lock", "2", 0.5]', file=sys.stderr)
         json.dump({"ok": request["text"]}, sys.stdout)
         """
     )
     said: list[str] = []
     assert ask(tmp_path, module, said, text="日本 \udc80") == {"ok": "日本 \udc80"}
-    assert said == ["step ü 1", "step 2"]
+    assert said == ["lock: ü None", "lock: 2 0.5"]
 
 
 @pytest.mark.parametrize(
@@ -188,7 +192,7 @@ def test_an_interrupt_ends_the_child(tmp_path: Path, child: Child) -> None:
     module = child(
         """
         import os, pathlib, signal, sys, time
-        print("»", os.getpid(), file=sys.stderr, flush=True)
+        print(f'»["lock", "{os.getpid()}", null]', file=sys.stderr, flush=True)
         os.kill(os.getppid(), signal.SIGINT)
         time.sleep(60)
         """
@@ -196,7 +200,7 @@ def test_an_interrupt_ends_the_child(tmp_path: Path, child: Child) -> None:
     said: list[str] = []
     with pytest.raises(KeyboardInterrupt):
         ask(tmp_path, module, said)
-    assert not Path(f"/proc/{said[0].strip()}").exists()
+    assert not Path("/proc", said[0].split()[1]).exists()
     assert not list((tmp_path / "tmp").iterdir())
 
 
