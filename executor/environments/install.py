@@ -23,7 +23,7 @@ import subprocess
 import sys
 import time
 import urllib.parse
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sized
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +60,7 @@ class Installer:
         """Fill the folder, and make the parts that are asked for."""
         packages = [*self._conda, *self._pip]
         files = self._fetch(packages)
-        _say("install", f"installing {len(packages)} packages")
+        _say("install", f"installing {_count(packages)}")
         self._unpack(files)
         damaged = self._damaged()
         if damaged:  # what a cache holds was changed through a hard link to it: unpack the archives anew
@@ -242,7 +242,7 @@ class Installer:
         assert self._parts is not None
         wanted = self._names_of_parts()
         for number, (name, package) in enumerate(wanted.items()):
-            _say("pack", f"packing {len(wanted)} packages", number / len(wanted))
+            _say("pack", f"packing {_count(wanted)}", number / len(wanted))
             files = [path for path in owners.get(name, []) if os.path.lexists(self._folder / path)]
             compiled = [bytecode for path in files if (bytecode := self._bytecode(path))]
             key = self._parts[package["sha256"]]
@@ -289,6 +289,10 @@ def conda_record(package: Mapping[str, Any], url: str) -> Any:
         depends=list(package["depends"]),
     )
     return rattler.RepoDataRecord(record, file_name, url, channel)
+
+
+def _count(packages: Sized) -> str:
+    return f"{len(packages)} package{'s' if len(packages) != 1 else ''}"
 
 
 def _stays(path: str) -> bool:

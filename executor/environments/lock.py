@@ -31,7 +31,7 @@ from executor.environments.spec import Spec
 from executor.errors import BuildError, LockError
 
 PLATFORM = "linux-64"
-_RECIPE = 1
+_RECIPE = 2
 _SPEC_KEY, _ASKED_KEY, PACKAGES_KEY = "run-local-spec", "run-local-requirements", "run-local-packages"
 
 #: Starts a module as `-m` does, but never finds a module of ours or of Python's in the folder that the user is in.

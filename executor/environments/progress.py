@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import queue
 import threading
+import time
 from collections.abc import Callable, Sequence
 from typing import Generic, Protocol, TypeVar
 
@@ -14,6 +15,7 @@ _Job = TypeVar("_Job")
 _Result = TypeVar("_Result")
 
 _GRACE_S = 10.0
+_SOON_S = 0.05
 
 
 class Progress(Protocol):
@@ -47,14 +49,17 @@ def side_by_side(
         return [work(job, lambda: None) for job in jobs]
     crew = _Crew(work, jobs)
     threads = [threading.Thread(target=crew.run, daemon=True) for _ in range(min(at_once, len(jobs)))]
-    for thread in threads:
-        thread.start()
     try:
+        for thread in threads:
+            thread.start()
         return crew.results()
     except BaseException:
         crew.stop()
+        deadline = time.monotonic() + _GRACE_S
         for thread in threads:
-            thread.join(_GRACE_S)
+            while thread.is_alive() and time.monotonic() < deadline:
+                machine.end_children()  # one of them may only now have started one
+                thread.join(_SOON_S)
         raise
 
 
@@ -91,7 +96,6 @@ class _Crew(Generic[_Job, _Result]):
     def stop(self) -> None:
         """Let nobody begin or go on."""
         self._stopped.set()
-        machine.end_children()
 
     def _check(self) -> None:
         if self._stopped.is_set():
