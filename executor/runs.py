@@ -147,7 +147,8 @@ def _build(request: Request, tell: Listener, progress: Progress) -> dict[str, Bu
 
     names = request.manifest.reachable(request.task.environment)
     with contextlib.closing(Builder(request.runtime, request.home, progress)) as builder:
-        return builder.build_all([find_spec(request.manifest, name) for name in names], ready)
+        specs = [find_spec(request.manifest, name) for name in names]
+        return builder.build_all(specs, root=Path(request.manifest.root), ready=ready)
 
 
 def _store_inputs(store: Store, request: Request) -> ValueRef:

@@ -12,8 +12,9 @@ import collections
 import contextlib
 import hashlib
 import json
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ from executor.environments.lock import (
 )
 from executor.environments.progress import Progress, Say, side_by_side
 from executor.environments.spec import Spec, find_spec, read_spec, spec_names
-from executor.errors import BuildError, LockError
+from executor.errors import BuildError, EnvironmentFailed, LockError
 
 __all__ = [
     "Builder",
@@ -108,10 +109,13 @@ class Builder:
         if self._client:
             self._client.close()
 
-    def build_all(self, specs: Sequence[Spec], ready: Callable[[Built], None] = lambda _: None) -> dict[str, Built]:
+    def build_all(
+        self, specs: Sequence[Spec], *, root: Path | None = None, ready: Callable[[Built], None] = lambda _: None
+    ) -> dict[str, Built]:
         """Lock and build environments, several at once, or find them built; by name.
 
         specs: those that are needed first come first
+        root:  their project; what its other environments hold decides the order of layers, too
         ready: told of each, in that order
 
         Raises `EnvironmentFailed` or `MachineError`.
@@ -120,9 +124,7 @@ class Builder:
             self._refuse_what_needs_network(specs)
         began = time.monotonic()
         locked = dict(zip(specs_by_name(specs), self._side_by_side(self._lock, specs), strict=True))
-        popularity = collections.Counter(
-            sha256 for _, made in locked.values() for sha256 in {package.sha256 for package in made.packages}
-        )
+        popularity = _Popularity([made for _, made in locked.values()], lambda: self._locks_beside(root, specs))
 
         def build(spec: Spec, say: Say) -> Built:
             base, made = locked[spec.name]
@@ -178,13 +180,13 @@ class Builder:
         return base, lock(spec, home=self._home, glibc=glibc, say=say, request=request)
 
     def _build(
-        self, spec: Spec, base: Base | None, locked: Lock, popularity: collections.Counter[str], began: float, say: Say
+        self, spec: Spec, base: Base | None, locked: Lock, popularity: _Popularity, began: float, say: Say
     ) -> Built:
         key = _key(spec, locked, base)
         made_image, made_prefix = None, None
         if base:
             made_image = image.find_image(self._client, spec.name, key) or image.make_image(
-                spec, locked, base, key, self._client, home=self._home, popularity=popularity, say=say
+                spec, locked, base, key, self._client, home=self._home, popularity=popularity.count, say=say
             )
         else:
             made_prefix = prefix.make_prefix(spec, locked, key, home=self._home, say=say)
@@ -198,6 +200,18 @@ class Builder:
             lock=locked.path,
             seconds=round(time.monotonic() - began, 3),
         )
+
+    def _locks_beside(self, root: Path | None, specs: Sequence[Spec]) -> list[Lock]:
+        """The locks of the project's other environments, where there are any that can be read."""
+        names = {spec.name for spec in specs}
+        found = []
+        for name, path in (spec_names(root) if root else {}).items():
+            with contextlib.suppress(EnvironmentFailed):
+                spec = read_spec(path, name)
+                _, glibc = self._look_at_base(spec)
+                if name not in names and is_locked(spec, home=self._home, glibc=glibc):
+                    found.append(read_lock(find_lock(spec, home=self._home, glibc=glibc)))
+        return found
 
     def _look_at_base(self, spec: Spec) -> tuple[Base | None, str]:
         base = None
@@ -243,6 +257,23 @@ class Builder:
             self._progress(environment, step, detail, done)
 
         return say
+
+
+class _Popularity:
+    """How many environments of a project hold a package, by its sha256; counted when it is first asked for."""
+
+    def __init__(self, locks: Sequence[Lock], beside: Callable[[], Sequence[Lock]]) -> None:
+        self._locks, self._beside = locks, beside
+        self._counting = threading.Lock()
+        self._counted: collections.Counter[str] | None = None
+
+    def count(self) -> Mapping[str, int]:
+        """The counts."""
+        with self._counting:
+            if self._counted is None:
+                held = ({package.sha256 for package in each.packages} for each in [*self._locks, *self._beside()])
+                self._counted = collections.Counter(sha256 for each in held for sha256 in each)
+            return self._counted
 
 
 def specs_by_name(specs: Sequence[Spec]) -> dict[str, Spec]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -43,18 +43,26 @@ def find_image(client: Any, environment: str, key: str) -> str | None:
 
 
 def make_image(
-    spec: Spec, lock: Lock, base: Base, key: str, client: Any, *, home: Path, popularity: Mapping[str, int], say: Say
+    spec: Spec,
+    lock: Lock,
+    base: Base,
+    key: str,
+    client: Any,
+    *,
+    home: Path,
+    popularity: Callable[[], Mapping[str, int]],
+    say: Say,
 ) -> str:
     """The id of the image of a lock, built now where the engine has none.
 
-    popularity: sha256 of a package → how many environments of the project hold it
+    popularity: tells how many environments of the project hold a package, by its sha256
     """
     with machine.lock_file(home / "images" / f"{key}.lock", lambda: say("install", "another run-local builds it")):
         found = find_image(client, spec.name, key)
         if found:
             return found
         with full_disk("an image cannot be built"):
-            own = _layers(lock, popularity, layers.MOST_LAYERS - len(base.layers), home, say)
+            own = _layers(lock, popularity(), layers.MOST_LAYERS - len(base.layers), home, say)
             _load(spec, base, key, own, client, home, say)
     made = find_image(client, spec.name, key)
     if made is None:

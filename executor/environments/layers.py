@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import tarfile
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -89,27 +90,42 @@ def arrange(parts: Mapping[str, Part], first: str, popularity: Mapping[str, int]
     return [*([each] for each in order[: room - 1]), *([order[room - 1 :]] if order[room - 1 :] else [])]
 
 
-def join(parts: Sequence[Part]) -> Layer:
-    """One layer of these parts."""
-    digest = hashlib.sha256()
-    for chunk in _stream(parts):
-        digest.update(chunk)
-    size = sum(part.size for part in parts) + len(archive.END)
-    return Layer(digest=f"sha256:{digest.hexdigest()}", size=size, chunks=lambda: _stream(parts))
-
-
 def layer(parts: Sequence[Part]) -> Layer:
     """The layer of these parts; that of a single one is known without reading it."""
-    if len(parts) > 1:
-        return join(parts)
-    size = parts[0].size + len(archive.END)
-    return Layer(digest=f"sha256:{parts[0].digest}", size=size, chunks=lambda: _stream(parts))
+    if len(parts) == 1:
+        size = parts[0].size + len(archive.END)
+        return Layer(digest=f"sha256:{parts[0].digest}", size=size, chunks=lambda: _plain(parts[0]))
+    digest, size = hashlib.sha256(), 0
+    for chunk in _joined(parts):
+        digest.update(chunk)
+        size += len(chunk)
+    return Layer(digest=f"sha256:{digest.hexdigest()}", size=size, chunks=lambda: _joined(parts))
 
 
-def _stream(parts: Sequence[Part]) -> Iterator[bytes]:
+def _plain(part: Part) -> Iterator[bytes]:
+    with part.file.open("rb") as file:
+        yield from zstandard.ZstdDecompressor().read_to_iter(file, write_size=_CHUNK)
+    yield archive.END
+
+
+def _joined(parts: Sequence[Part]) -> Iterator[bytes]:
+    """The members of all, each name once: engines refuse a layer that has one twice. The first part that has it wins."""
+    seen: set[str] = set()
     for part in parts:
-        with part.file.open("rb") as file:
-            yield from zstandard.ZstdDecompressor().read_to_iter(file, write_size=_CHUNK)
+        with (
+            part.file.open("rb") as file,
+            zstandard.ZstdDecompressor().stream_reader(file) as plain,
+            tarfile.open(fileobj=plain, mode="r|") as members,
+        ):
+            for member in members:
+                if member.name in seen:
+                    continue
+                seen.add(member.name)
+                yield member.tobuf(tarfile.GNU_FORMAT)
+                content = members.extractfile(member) if member.isreg() else None
+                while content and (chunk := content.read(_CHUNK)):
+                    yield chunk
+                yield bytes(-member.size % 512)
     yield archive.END
 
 

@@ -26,6 +26,7 @@ import yaml
 from executor import machine
 from executor.data.leases import scratch_folder
 from executor.environments import indexes
+from executor.environments.archives import Archive, archive_path, local_path
 from executor.environments.progress import Say, Stopped
 from executor.environments.spec import Spec
 from executor.errors import BuildError, LockError
@@ -156,7 +157,11 @@ def _is_there(path: Path, home: Path) -> bool:
     if not path.exists() or not path.is_relative_to(home / "locks"):
         return path.exists()
     urls = re.findall(r"^ *url: file://(\S+)$", path.read_text(encoding="utf-8"), re.MULTILINE)
-    return all(Path(urllib.parse.unquote(url)).exists() for url in urls)
+    if all(Path(urllib.parse.unquote(url)).exists() for url in urls):
+        return True
+    named = (Archive(name=each.name, url=each.url, sha256=each.sha256) for each in read_lock(path).packages)
+    local = [(source, archive_path(each, home)) for each in named if (source := local_path(each.url))]
+    return all(source.exists() or kept.exists() for source, kept in local)
 
 
 def read_lock(path: Path) -> Lock:

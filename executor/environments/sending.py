@@ -50,11 +50,7 @@ def _load(client: Any, config: bytes, tag: str, layers: Sequence[Layer], say: Sa
         sent = 0
         for chunk in archive.archive(config, tag, layers):
             sent += len(chunk)
-            say(
-                "load",
-                f"sending {sent / 2**20:.0f} of {total / 2**20:.0f} MiB",
-                min(1.0, sent / total) if total else None,
-            )
+            say("load", f"sending {total / 2**20:.0f} MiB", min(1.0, sent / max(total, 1)))
             yield chunk
 
     dockerd.load(client, counted())
