@@ -23,6 +23,11 @@ ROOT = Path(__file__).resolve().parent.parent
 #: In the environment of every process that a test session starts; its value tells sessions apart.
 SESSION_VARIABLE = "RUN_LOCAL_TEST_SESSION"
 
+#: Starts a command in a network namespace without any interface; empty where that cannot be done.
+WITHOUT_NETWORK = ["unshare", "-n" if os.getuid() == 0 else "-rn"]
+if subprocess.run([*WITHOUT_NETWORK, "true"], capture_output=True, check=False).returncode != 0:
+    WITHOUT_NETWORK = []
+
 OLDEST_IN_CONTAINERS = (3, 9)
 
 

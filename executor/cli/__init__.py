@@ -27,6 +27,10 @@ from executor.version import VERSION
 #: Name → the module that is loaded when the command is used, and what `--help` says without loading it.
 COMMANDS = {
     "build": ("executor.cli.environments", "Build environments: images, or prefixes for the process runtime."),
+    "channel": (
+        "executor.cli.channel",
+        "Make a conda channel from the Python at hand and from wheels; list what it holds.",
+    ),
     "doctor": ("executor.cli.doctor", "Say what this machine has, and what run-local can do with it."),
     "envs": ("executor.cli.environments", "List the environments of this project, and how far each has come."),
     "lock": ("executor.cli.environments", "Solve environments, and write conda-lock.yml beside their specifications."),

@@ -17,7 +17,7 @@ from executor.environments import Builder, Lock, Request, Spec, read_spec, spec_
 from executor.environments.lock import read_lock
 from executor.errors import LockError, UsageError
 
-_RUNTIME = click.option(
+RUNTIME_OPTION = click.option(
     "--runtime", type=click.Choice(["auto", "docker", "process"]), default="auto", help="For containers or processes."
 )
 
@@ -28,7 +28,7 @@ _RUNTIME = click.option(
 @click.option(
     "--update", multiple=True, metavar="PACKAGE", help="Move this package only (and what it needs); repeatable."
 )
-@_RUNTIME
+@RUNTIME_OPTION
 def lock_command(environments: Sequence[str], check: bool, update: Sequence[str], runtime: str) -> None:
     """Solve ENVIRONMENTS (default: all), and write conda-lock.yml beside each specification.
 
@@ -36,8 +36,8 @@ def lock_command(environments: Sequence[str], check: bool, update: Sequence[str]
     """
     if check and update:
         raise UsageError("`--check` changes nothing, and `--update` does", hint="give one of them")
-    specs = _specs(environments)
-    with _builder(runtime) as (builder, view):
+    specs = find_specs(environments)
+    with open_builder(runtime) as (builder, view):
         if check:
             _check(specs, builder, view)
             return
@@ -102,22 +102,22 @@ def _check(specs: Sequence[Spec], builder: Builder, view: ConsoleView) -> None:
 
 @click.command("build")
 @click.argument("environments", nargs=-1)
-@_RUNTIME
+@RUNTIME_OPTION
 def build_command(environments: Sequence[str], runtime: str) -> None:
     """Build ENVIRONMENTS (default: all) of this project, so that a run finds them made."""
-    with _builder(runtime) as (builder, view):
-        built = builder.build_all(_specs(environments))
+    with open_builder(runtime) as (builder, view):
+        built = builder.build_all(find_specs(environments))
         for made in built.values():
             view.say(f"{made.name}: Python {made.python}, {made.image or made.prefix}")
 
 
 @click.command("envs")
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON list.")
-@_RUNTIME
+@RUNTIME_OPTION
 def envs_command(as_json: bool, runtime: str) -> None:
     """List the environments of this project: locked or not, built or not, and under which key."""
-    with _builder(runtime) as (builder, _):
-        states = [builder.look(spec) for spec in _specs(())]
+    with open_builder(runtime) as (builder, _):
+        states = [builder.look(spec) for spec in find_specs(())]
     if as_json:
         print_json(
             [
@@ -149,7 +149,8 @@ def envs_command(as_json: bool, runtime: str) -> None:
 
 
 @contextlib.contextmanager
-def _builder(runtime: str) -> Iterator[tuple[Builder, ConsoleView]]:
+def open_builder(runtime: str) -> Iterator[tuple[Builder, ConsoleView]]:
+    """A builder for a runtime, and the view that hears of its progress."""
     chosen, _ = runs.choose_runtime(runtime)
     with (
         ConsoleView(verbose=False) as view,
@@ -158,7 +159,8 @@ def _builder(runtime: str) -> Iterator[tuple[Builder, ConsoleView]]:
         yield builder, view
 
 
-def _specs(wanted: Sequence[str]) -> list[Spec]:
+def find_specs(wanted: Sequence[str]) -> list[Spec]:
+    """The specifications of these environments of the project, or of all; raises `UsageError` for a name without one."""
     root = find_root(Path.cwd())
     there = spec_names(root)
     unknown = [name for name in wanted if name not in there]

@@ -1,309 +1,111 @@
-"""The bridge channel: where no conda channel answers, the interpreter at hand becomes a conda package.
+"""The bridge channel: a folder of conda packages made on this machine, for where no conda channel answers.
 
-`python` is made relocatable: the executable, its standard library, and the shared libraries that it needs beyond those of
-any Linux, found through `$ORIGIN` instead of a path of this machine. `pip` is the one that runs beside us. Both packages
-are the same to the byte whenever they are made from the same files. Runs in the solver's child process.
-
-The package format is conda's, as conda-build's documentation of "package specification" has it.
+It begins with `python`, from the interpreter that runs us, and `pip`; `executor.environments.bridge` adds what is made
+from wheels. There is one for every interpreter, below `home/channel`, and each is a plain conda channel, but what a solver
+gets to see of it is decided request by request: an answer must not depend on what was added before.
 """
 
 from __future__ import annotations
 
-import functools
-import hashlib
-import importlib.metadata
-import io
+import contextlib
 import json
-import os
-import platform
-import re
 import shutil
-import subprocess
-import sys
-import sysconfig
-import tarfile
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from executor.errors import LockError
+from executor import machine
+from executor.environments import interpreter
+from executor.environments.archives import file_digest
+from executor.environments.condapackage import file_name
 
-SUBDIR = "linux-64"
-_RECIPE = 3
+#: As the only channel of a specification it asks for the bridge, whoever answers.
+NAME = "run-local-bridge"
 
-_LEFT_OUT = frozenset(
-    {"__pycache__", "site-packages", "dist-packages", "test", "tests", "idlelib", "tkinter", "turtledemo", "lib2to3"}
-)
-_OF_ANY_LINUX = (
-    "ld-linux",
-    "libc.so",
-    "libm.so",
-    "libdl.so",
-    "libpthread.so",
-    "librt.so",
-    "libutil.so",
-    "libresolv.so",
-)
+_SUBDIRS = (interpreter.SUBDIR, "noarch")
 
-#: Debian puts packages elsewhere, and freezes `site` into its interpreter; this gives both back their usual meaning.
-_SITECUSTOMIZE = """\
-import site, sys
-site.addsitedir(sys.prefix + "/lib/python{v}/site-packages")
-"""
-_SYSCONFIG = """
-for _scheme in ("posix_local", "deb_system"):
-    _INSTALL_SCHEMES[_scheme] = _INSTALL_SCHEMES["posix_prefix"]
-"""
+Record = dict[str, Any]
 
 
-def make_channel(home: Path) -> Path:
-    """The folder of a channel with `python` and `pip`, made from the interpreter that runs us; kept for the next time."""
-    folder = home / "channel" / _identity()
-    if not (folder / SUBDIR / "repodata.json").exists():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        half = Path(tempfile.mkdtemp(dir=folder.parent, prefix="half-"))
-        try:
-            _write_channel(half)
-            shutil.rmtree(folder, ignore_errors=True)
-            half.rename(folder)
-        finally:
-            shutil.rmtree(half, ignore_errors=True)
+def make_channel(home: Path, waits: Callable[[], None] = lambda: None) -> Path:
+    """The folder of the channel with `python` and `pip`, made now where there is none."""
+    folder = home / "channel" / interpreter.identity()
+    if not _beginnings(folder):
+        with writing(folder, home, waits):
+            if not _beginnings(folder):
+                add(folder, interpreter.write_packages(folder))
     return folder
 
 
-def _identity() -> str:
-    executable = Path(sys.base_prefix, "bin", f"python{_minor()}").resolve()
-    facts = [_RECIPE, sys.version, str(executable), executable.stat().st_mtime_ns, _pip().version]
-    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
+def _beginnings(folder: Path) -> list[Record]:
+    """The records of `python` and `pip`; empty where one of them is missing."""
+    found = [each for each in read_index(folder) if each["build"] == interpreter.BUILD]
+    return found if len(found) == 2 and all(package_path(folder, each).exists() for each in found) else []
 
 
-def _minor() -> str:
-    return f"{sys.version_info[0]}.{sys.version_info[1]}"
+def beginnings(folder: Path) -> list[Record]:
+    """The records of the channel's own `python` and `pip`, in this order."""
+    return sorted(_beginnings(folder), key=lambda record: record["name"], reverse=True)
 
 
-def _pip() -> importlib.metadata.Distribution:
-    try:
-        return importlib.metadata.distribution("pip")
-    except importlib.metadata.PackageNotFoundError:
-        raise LockError(
-            "`pip` is missing beside run-local",
-            why=f"an environment gets the one that is installed for {sys.executable}",
-            hint=f"install it there, for example with `{sys.executable} -m ensurepip`",
-        ) from None
+@contextlib.contextmanager
+def writing(folder: Path, home: Path, waits: Callable[[], None]) -> Iterator[None]:
+    """Be the only one who adds to a channel; what others read meanwhile is whole."""
+    with machine.lock_file(home / "locks" / f"channel-{folder.name}.lock", waits):
+        folder.mkdir(parents=True, exist_ok=True)
+        for left in folder.glob(".half-*"):  # of one who was killed
+            shutil.rmtree(left)
+        yield
 
 
-def _write_channel(folder: Path) -> None:
-    records = {}
-    for record, files in ((_python_record(), _python_files), (_pip_record(), _pip_files)):
-        subdir = folder / (record["subdir"])
-        subdir.mkdir(parents=True, exist_ok=True)
-        name = f"{record['name']}-{record['version']}-{record['build']}.tar.bz2"
-        with tempfile.TemporaryDirectory(dir=folder) as staging:
-            data = _pack(Path(staging), record, files)
-        (subdir / name).write_bytes(data)
-        sums = {"sha256": hashlib.sha256(data).hexdigest(), "md5": hashlib.md5(data, usedforsecurity=False).hexdigest()}
-        records[record["subdir"], name] = {**record, **sums, "size": len(data)}
-    for subdir in (SUBDIR, "noarch"):
-        packages = {name: record for (where, name), record in records.items() if where == subdir}
-        index = {"info": {"subdir": subdir}, "packages": packages, "packages.conda": {}, "repodata_version": 1}
-        (folder / subdir / "repodata.json").write_text(json.dumps(index, sort_keys=True))
+def package_path(folder: Path, record: Record) -> Path:
+    """Where the file of a package lies."""
+    return folder / str(record["subdir"]) / file_name(record)
 
 
-def _python_record() -> dict[str, Any]:
-    return {
-        "name": "python",
-        "version": platform.python_version(),
-        "build": "bridge_0",
-        "build_number": 0,
-        "depends": [f"__glibc >={_glibc_needed()}"],
-        "subdir": SUBDIR,
-        "arch": "x86_64",
-        "platform": "linux",
-        "license": "PSF-2.0",
-        "python_site_packages_path": f"lib/python{_minor()}/site-packages",
-    }
+def is_whole(folder: Path, record: Record) -> bool:
+    """Whether the file of a package is there, and is what its record says."""
+    path = package_path(folder, record)
+    return path.exists() and file_digest(path) == record["sha256"]
 
 
-def _pip_record() -> dict[str, Any]:
-    return {
-        "name": "pip",
-        "version": _pip().version,
-        "build": "bridge_0",
-        "build_number": 0,
-        "depends": [f"python {_minor()}.*"],
-        "subdir": "noarch",
-        "license": "MIT",
-    }
-
-
-# -- the files of each package -----------------------------------------------------------------------------------------
-
-
-def _python_files(staging: Path) -> None:
-    minor = _minor()
-    library = Path(sysconfig.get_path("stdlib"))
-    target = staging / "lib" / f"python{minor}"
-    shutil.copytree(library, target, symlinks=False, ignore=_unwanted, ignore_dangling_symlinks=True)
-    (target / "site-packages").mkdir()
-    (target / "site-packages" / "README.txt").write_text("Packages of this environment.\n")
-    _undo_distribution(target)
-    (staging / "bin").mkdir()
-    executable = staging / "bin" / f"python{minor}"
-    shutil.copyfile(Path(sys.base_prefix, "bin", f"python{minor}").resolve(), executable)
-    executable.chmod(0o755)
-    for name in ("python", "python3"):
-        (staging / "bin" / name).symlink_to(executable.name)
-    _forget_this_machine(target)
-    _bundle_libraries(staging)
-
-
-def _undo_distribution(library: Path) -> None:
-    """Let an interpreter that a distribution has changed look for its packages where all others do."""
-    (library / "sitecustomize.py").unlink(missing_ok=True)  # what it says is about this machine
-    [module] = [path for name in ("sysconfig.py", "sysconfig/__init__.py") if (path := library / name).exists()]
-    if "posix_local" in module.read_text():
-        (library / "sitecustomize.py").write_text(_SITECUSTOMIZE.format(v=_minor()))
-        with module.open("a") as file:
-            file.write(_SYSCONFIG)
-
-
-def _unwanted(folder: str, names: list[str]) -> set[str]:
-    return {
-        name
-        for name in names
-        if name in _LEFT_OUT
-        or name.endswith((".a", ".o", ".pyc"))
-        or name == "EXTERNALLY-MANAGED"
-        or name.startswith(("_test", "_tkinter", "_ctypes_test"))
-        or (name.startswith("config-") and "config-" not in folder and not name.endswith(".py"))
-    }
-
-
-def _forget_this_machine(library: Path) -> None:
-    """Replace the paths of the interpreter that we copied by ones that hold anywhere."""
-    for path in library.glob("_sysconfigdata*.py"):
-        if sys.base_prefix != "/usr":  # Debian's names its own packages' places, which is no secret of this machine
-            path.write_text(path.read_text().replace(sys.base_prefix, "/opt/env"))
-
-
-def _bundle_libraries(staging: Path) -> None:
-    """Bring along every shared library that not every Linux has, and let each file find the others by `$ORIGIN`."""
-    binaries = [staging / "bin" / f"python{_minor()}", *staging.glob("lib/python*/lib-dynload/*.so")]
-    for name, source in sorted(_needed().items()):
-        copy = staging / "lib" / name
-        shutil.copyfile(source, copy)
-        copy.chmod(0o755)
-        binaries.append(copy)
-    for binary in binaries:
-        relative = os.path.relpath(staging / "lib", binary.parent)
-        origin = "$ORIGIN" if relative == "." else f"$ORIGIN/{relative}"
-        _call("patchelf", "--force-rpath", "--set-rpath", origin, str(binary))
-
-
-def _originals() -> list[Path]:
-    """The interpreter's own files that load shared libraries."""
-    library = Path(sysconfig.get_path("stdlib"))
-    extensions = [path for path in library.glob("lib-dynload/*.so") if not _unwanted("", [path.name])]
-    return [Path(sys.base_prefix, "bin", f"python{_minor()}").resolve(), *extensions]
-
-
-def _glibc_needed() -> str:
-    """The oldest version of the C library that has all that they ask of it; this machine's may be far newer."""
-    files = [*_originals(), *_needed().values()]
-    asked = {number for path in files for number in re.findall(rb"GLIBC_(\d+)\.(\d+)", path.read_bytes())}
-    major, minor = max((int(first), int(second)) for first, second in asked)
-    return f"{major}.{minor}"
-
-
-@functools.cache
-def _needed() -> dict[str, Path]:
-    """Shared libraries that they load, by name, without those of any Linux."""
-    found: dict[str, Path] = {}
-    for binary in _originals():
-        for line in _call("ldd", str(binary)).splitlines():
-            name, arrow, rest = line.strip().partition(" => ")
-            path = rest.partition(" (")[0]
-            if arrow and path.startswith("/") and not name.startswith(_OF_ANY_LINUX):
-                found[name] = Path(path)
+def read_index(folder: Path) -> list[Record]:
+    """The records of all packages of a channel."""
+    found = []
+    for subdir in _SUBDIRS:
+        with contextlib.suppress(FileNotFoundError):
+            found += json.loads((folder / subdir / "repodata.json").read_bytes())["packages.conda"].values()
     return found
 
 
-def _call(program: str, *arguments: str) -> str:
-    scripts = [str(Path(sys.executable).parent), sysconfig.get_path("scripts", f"{os.name}_user")]
-    located = shutil.which(program, path=os.pathsep.join([*scripts, os.environ.get("PATH", os.defpath)]))
-    if located is None:
-        raise LockError(f"`{program}` is missing", why="it is needed to make the interpreter at hand relocatable")
-    done = subprocess.run([located, *arguments], capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise LockError("the interpreter at hand cannot be made relocatable", why=f"{program}: {done.stderr.strip()}")
-    return done.stdout
+def add(folder: Path, records: Iterable[Record]) -> None:
+    """Put packages into the index, beside or in the place of those that it has; their files are there already."""
+    known = {file_name(record): record for record in [*read_index(folder), *records]}
+    for subdir in _SUBDIRS:
+        packages = {name: record for name, record in known.items() if record["subdir"] == subdir}
+        index = {"info": {"subdir": subdir}, "packages": {}, "packages.conda": packages, "repodata_version": 1}
+        (folder / subdir).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".half-") as scratch:
+            half = Path(scratch, "repodata.json")
+            half.write_text(json.dumps(index, sort_keys=True))
+            half.replace(folder / subdir / "repodata.json")
 
 
-def _pip_files(staging: Path) -> None:
-    distribution = _pip()
-    target = staging / "site-packages"  # where a noarch Python package keeps its modules
-    for file in distribution.files or []:
-        if file.parts[0] != ".." and "__pycache__" not in file.parts and file.name not in ("RECORD", "REQUESTED"):
-            (target / file).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(Path(str(distribution.locate_file(file))), target / file)
+def stored(home: Path) -> list[tuple[Path, Record]]:
+    """Every package of every bridge channel of this home, with the folder of its channel."""
+    folders = sorted(path for path in (home / "channel").glob("*") if path.is_dir())
+    found = [(folder, record) for folder in folders for record in read_index(folder)]
+    return sorted(found, key=lambda each: (each[1]["name"], each[1]["version"], each[1]["build"], each[0]))
 
 
-# -- the package format ------------------------------------------------------------------------------------------------
-
-
-def _pack(staging: Path, record: dict[str, Any], fill: Any) -> bytes:
-    """The bytes of a `.tar.bz2` conda package: sorted, without times and owners."""
-    fill(staging)
-    paths = [_describe_file(path, staging) for path in _walk(staging)]
-    info = {
-        "info/index.json": record,
-        "info/paths.json": {"paths": paths, "paths_version": 1},
-        "info/about.json": {"summary": "made by run-local's bridge channel from the interpreter of this machine"},
-    }
-    if record["subdir"] == "noarch":
-        info["info/index.json"] = {**record, "noarch": "python"}
-        record["noarch"] = "python"
-        info["info/link.json"] = {
-            "noarch": {"type": "python", "entry_points": ["pip = pip._internal.cli.main:main"]},
-            "package_metadata_version": 1,
-        }
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w:bz2", compresslevel=1, format=tarfile.GNU_FORMAT) as archive:
-        for name, doc in sorted(info.items()):
-            data = json.dumps(doc, sort_keys=True).encode()
-            header = tarfile.TarInfo(name)
-            header.size = len(data)
-            archive.addfile(header, io.BytesIO(data))
-        for path in _walk(staging):
-            _add(archive, path, staging)
-    return buffer.getvalue()
-
-
-def _walk(staging: Path) -> Iterator[Path]:
-    return (path for path in sorted(staging.rglob("*")) if path.is_symlink() or path.is_file())
-
-
-def _add(archive: tarfile.TarFile, path: Path, staging: Path) -> None:
-    header = tarfile.TarInfo(str(path.relative_to(staging)))
-    if path.is_symlink():
-        header.type, header.linkname = tarfile.SYMTYPE, str(path.readlink())
-        archive.addfile(header)
-        return
-    header.size = path.stat().st_size
-    header.mode = 0o755 if os.access(path, os.X_OK) and path.parent.name in ("bin", "lib") else 0o644
-    with path.open("rb") as file:
-        archive.addfile(header, file)
-
-
-def _describe_file(path: Path, staging: Path) -> dict[str, Any]:
-    where = str(path.relative_to(staging))
-    if path.is_symlink():
-        return {"_path": where, "path_type": "softlink"}
-    data = path.read_bytes()
-    return {
-        "_path": where,
-        "path_type": "hardlink",
-        "sha256": hashlib.sha256(data).hexdigest(),
-        "size_in_bytes": len(data),
-    }
+def export(folder: Path, records: Iterable[Record], target: Path) -> None:
+    """Copy packages into another folder, which becomes a channel of them and of those that it held."""
+    kept = list(records)
+    for record in kept:
+        path = package_path(target, record)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        half = path.with_name(f".{path.name}.half")
+        shutil.copyfile(package_path(folder, record), half)
+        half.replace(path)
+    add(target, kept)

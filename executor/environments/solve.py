@@ -24,7 +24,7 @@ import tempfile
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -34,9 +34,12 @@ import uv
 import yaml
 from conda_lock import conda_lock, conda_solver
 from conda_lock.lockfile.v2prelim.models import HashModel, LockedDependency
+from rattler.exceptions import SolverError
 
 from executor import machine
-from executor.environments import channel, indexes
+from executor.environments import channel, indexes, translation
+from executor.environments.archives import Archive
+from executor.environments.bridge import Bridge, Served, explain
 from executor.environments.fetching import url_mirrors
 from executor.environments.install import conda_record
 from executor.environments.lock import PACKAGES_KEY, read_lock
@@ -62,6 +65,7 @@ class Solver:
         self._request = request
         self._home = Path(request["home"])
         self.notes: list[str] = []
+        self._bridged = False
         self._settings = read_settings(self._home)
         self._channels = self._reachable_channels(request["channels"])
         self._standing_in = {place: published for published, place in url_mirrors(self._settings).items()}
@@ -74,7 +78,7 @@ class Solver:
             folder = Path(scratch)
             document = {**yaml.safe_load(self._request["spec"]), "channels": self._channels}
             (folder / "environment.yml").write_text(yaml.safe_dump(document))
-            (folder / "mapping.json").write_text(_NAMES.read_text())
+            (folder / "mapping.json").write_text(json.dumps(translation.for_conda_lock()))
             (folder / "virtual.yml").write_text(yaml.safe_dump(self._virtual_packages()))
             (folder / "custom.yml").write_text(yaml.safe_dump(self._request["custom"] | self._own_metadata()))
             made = folder / "conda-lock.yml"
@@ -101,13 +105,14 @@ class Solver:
 
     def _reachable_channels(self, names: Sequence[str]) -> list[str]:
         """The channels that answer, or the bridge where none does and none is configured."""
+        if list(names) == [channel.NAME]:
+            return self._bridge("")
         places = {name: self._settings.place(name) or name for name in names}
         with ThreadPoolExecutor(len(names)) as pool:
             answering = [
                 name for name, answers in zip(names, pool.map(_answers, places.values()), strict=True) if answers
             ]
         silent = [name for name in names if name not in answering]
-        self._bridged = not answering
         configured = [name for name in silent if self._settings.place(name)]
         if configured:
             raise LockError(
@@ -119,7 +124,11 @@ class Solver:
             if silent:
                 _say(f"these channels do not answer, and are left out: {', '.join(silent)}")
             return answering
-        _say(f"no conda channel answers ({', '.join(names)}): Python {sys.version.split()[0]} of this machine is used")
+        return self._bridge(f"no conda channel answers ({', '.join(names)}): ")
+
+    def _bridge(self, why: str) -> list[str]:
+        _say(f"{why}Python {sys.version.split()[0]} of this machine is used, and what PyPI has as wheels")
+        self._bridged = True
         self.notes.append("bridge")
         return [channel.make_channel(self._home).as_uri()]
 
@@ -143,10 +152,20 @@ class Solver:
     # -- conda ---------------------------------------------------------------------------------------------------------
 
     def solve_conda(self, *, conda: Any, channels: Sequence[Any], specs: list[str], platform: str) -> dict[str, Any]:
-        """Stands in for `conda_solver.solve_specs_for_arch`: the plan that `conda create --dry-run --json` would print."""
+        """Stands in for `conda_solver.solve_specs_for_arch`: the plan that `conda create --dry-run --json` would print.
+
+        The requirements are taken as they were written: conda-lock puts a plain `pip` in the place of one with a version.
+        """
+        del conda, channels, specs
+        written = yaml.safe_load(self._request["spec"])["dependencies"]
+        requirements = [each for each in written if isinstance(each, str)]
+        sources: list[Any] = [rattler.Channel(self._settings.place(name) or name) for name in self._channels]
+        if self._bridged:
+            served = self._serve(requirements)
+            sources, requirements = [served], served.specs
         try:
-            records = asyncio.run(self._solve_conda(specs, platform))
-        except Exception as exc:  # rattler's errors share no base that it exports
+            records = asyncio.run(self._solve_conda(sources, requirements, platform))
+        except SolverError as exc:
             raise self._unsatisfiable(str(exc)) from exc
         actions = [
             {
@@ -165,15 +184,33 @@ class Solver:
         ]
         return {"actions": {"FETCH": actions, "LINK": actions}}
 
-    async def _solve_conda(self, specs: list[str], platform: str) -> list[Any]:
+    def _serve(self, requirements: list[str]) -> Served:
+        """What the bridge has for these requirements."""
+        python = sys.version.split()[0]
+
+        def resolve(lines: Sequence[str]) -> list[Archive]:
+            def refuse(reason: str) -> LockError:
+                return explain(reason, requirements) or self._unsatisfiable(reason)
+
+            found = self._wheels(lines, python, kept="conda", refuse=refuse)
+            wheels = [_locked(package, self._request["platform"]) for package in found]
+            return [Archive(name=each.name, url=each.url, sha256=each.hash.sha256) for each in wheels]
+
+        try:
+            return Bridge(self._home, resolve=resolve, refuse=self._unsatisfiable, note=_say).serve(requirements)
+        except LockError as exc:
+            asking = [] if "asks for" in exc.why else self._who_asks(exc.what)
+            raise LockError(exc.what, why="\n".join([exc.why, *asking]), hint=exc.hint) from exc
+
+    async def _solve_conda(self, sources: list[Any], specs: list[str], platform: str) -> list[Any]:
         gateway = rattler.Gateway(cache_dir=self._home / "packages" / "repodata")
         solved: list[Any] = await rattler.solve(
-            [rattler.Channel(self._settings.place(name) or name) for name in self._channels],
+            sources,
             [rattler.MatchSpec(spec) for spec in specs],
             gateway=gateway,
             platforms=[platform, "noarch"],  # type: ignore[list-item]
             virtual_packages=self._virtual_records(),
-            locked_packages=self._kept_conda(),
+            locked_packages=[] if self._bridged else self._kept_conda(),
             channel_priority=rattler.ChannelPriority.Strict,
         )
         return solved
@@ -196,22 +233,42 @@ class Solver:
         """Stands in for `conda_lock.solve_pypi`, with uv as the solver and pip's own configuration."""
         requirements = yaml.safe_load(self._request["spec"])["dependencies"]
         lines = [line for each in requirements if isinstance(each, dict) for line in each["pip"]]
-        found = self._compile(lines, python_version)
-        if self._request["cuda"] is False and any(p["name"] == "torch" and not _is_cpu(p) for p in found):
-            found = self._compile_for_cpu(lines, python_version) or found
-        return {package["name"]: _locked(package, platform) for package in found}
+        there = _python_packages(conda_locked.values())
+        with tempfile.NamedTemporaryFile("w", suffix=".txt") as constraints:
+            constraints.write("\n".join(f"{name}=={version}" for name, version in there.items()))
+            constraints.flush()
+            found = self._wheels(lines, python_version, "--constraints", constraints.name)
+        wheels = [_locked(package, platform) for package in found if package["name"] not in there]
+        return {wheel.name: wheel for wheel in wheels}
 
-    def _compile_for_cpu(self, lines: list[str], python_version: str) -> list[dict[str, Any]]:
+    def _wheels(self, lines: Sequence[str], python_version: str, *more: str, **how: Any) -> list[dict[str, Any]]:
+        """The wheels that these requirements need; of torch a build without CUDA, where that is asked for."""
+        found = self._compile(lines, python_version, *more, **how)
+        if self._request["cuda"] is False and any(p["name"] == "torch" and not _is_cpu(p) for p in found):
+            return self._compile_for_cpu(lines, python_version, *more, **how) or found
+        return found
+
+    def _compile_for_cpu(
+        self, lines: Sequence[str], python_version: str, *more: str, **how: Any
+    ) -> list[dict[str, Any]]:
         """The same with PyTorch's own index of CPU builds; empty where that does not answer."""
         try:
-            return self._compile(lines, python_version, "--torch-backend", "cpu")
+            return self._compile(lines, python_version, "--torch-backend", "cpu", *more, **how)
         except LockError:
             _say(
                 "no CPU build of torch can be had here: the one that the index prefers is taken, with its GPU libraries"
             )
             return []
 
-    def _compile(self, lines: list[str], python_version: str, *more: str) -> list[dict[str, Any]]:
+    def _compile(
+        self,
+        lines: Sequence[str],
+        python_version: str,
+        *more: str,
+        kept: str = "pip",
+        refuse: Callable[[str], LockError] | None = None,
+    ) -> list[dict[str, Any]]:
+        """Ask uv. Versions that are kept are those of packages of this manager; `refuse` makes an error of its reason."""
         glibc = self._request["glibc"].replace(".", "_")
         command = [
             *(uv.find_uv_bin(), "pip", "compile", "-", "--format", "pylock.toml", "--quiet"),
@@ -219,27 +276,31 @@ class Solver:
             *("--python-platform", f"x86_64-manylinux_{glibc}", "--only-binary", ":all:"),
             *("--cache-dir", str(self._home / "packages" / "uv"), *indexes.uv_options(), *more),
         ]
-        kept = self._kept_wheels()
-        if kept:
-            command += ["--output-file", str(kept)]
+        earlier = self._kept_wheels(kept)
+        if earlier:
+            command += ["--output-file", str(earlier)]
         variables = {**_PATIENCE, **os.environ}
         done = machine.run(command, input="\n".join(lines), env=variables)
         if done.returncode:
             reason = _readable(done.stderr)
-            raise self._out_of_reach(reason) if _NO_ANSWER.search(reason) else self._unsatisfiable(reason)
-        text = kept.read_text(encoding="utf-8") if kept else done.stdout
+            refuse = self._out_of_reach if _NO_ANSWER.search(reason) else refuse or self._unsatisfiable
+            raise refuse(reason)
+        text = earlier.read_text(encoding="utf-8") if earlier else done.stdout
         packages: list[dict[str, Any]] = tomllib.loads(text).get("packages", [])
         return packages
 
-    def _kept_wheels(self) -> Path | None:
+    def _kept_wheels(self, manager: str) -> Path | None:
         """A file with the versions that uv shall prefer, in the place where it looks for its earlier answer."""
-        kept = [each for each in self._request["keep"] if each["manager"] == "pip"]
+        kept = [each for each in self._request["keep"] if each["manager"] == manager]
         if not kept:
             return None
         path = Path(tempfile.mkdtemp(), "pylock.toml")
-        lines = [
-            f"[[packages]]\nname = {json.dumps(each['name'])}\nversion = {json.dumps(each['version'])}" for each in kept
-        ]
+        names = {each["name"]: each["version"] for each in kept}
+        if manager == "conda":
+            names = {
+                name: version for each in kept for name, version in _on_pypi(each["name"], each["version"]).items()
+            }
+        lines = [f"[[packages]]\nname = {json.dumps(name)}\nversion = {json.dumps(names[name])}" for name in names]
         path.write_text("\n".join(['lock-version = "1.0"', 'created-by = "run-local"', *lines]))
         return path
 
@@ -251,26 +312,27 @@ class Solver:
         )
 
     def _unsatisfiable(self, reason: str) -> LockError:
+        hint = "change one of them"
+        if len(self._request["sources"]) > 1:
+            hint = (
+                "they cannot share one environment. Let this one hold neither, with `depends_on` in the place of "
+                "`extends`: its modules may import theirs all the same, as long as it does not use what they import"
+            )
+        return LockError(
+            f"environment `{self._request['environment']}` cannot be solved",
+            why="\n".join([reason.strip(), *self._who_asks(reason)]),
+            hint=hint,
+        )
+
+    def _who_asks(self, reason: str) -> list[str]:
+        """Which environment asks for the packages that a reason names."""
         sources: Mapping[str, Sequence[str]] = self._request["sources"]
-        asked = [
+        return [
             f"`{name}` asks for `{line}`"
             for name, lines in sources.items()
             for line in lines
             if (found := re.match(r"[A-Za-z0-9_.-]+", line)) and re.search(rf"\b{re.escape(found[0])}\b", reason)
         ]
-        hint = "change one of them"
-        if len(sources) > 1:
-            hint = (
-                "they cannot share one environment: let the caller need none of it (`depends_on` instead of `extends`)"
-            )
-        return LockError(
-            f"environment `{self._request['environment']}` cannot be solved",
-            why="\n".join([reason.strip(), *asked]),
-            hint=hint,
-        )
-
-
-_NAMES = Path(__file__).with_name("pypi_names.json")
 
 
 def _answers(name: str) -> bool:
@@ -288,6 +350,22 @@ def _answers(name: str) -> bool:
         except (OSError, ValueError):
             break
     return False
+
+
+def _python_packages(locked: Iterable[Any]) -> dict[str, str]:
+    """What conda brings of Python packages, by their names on PyPI, with their versions."""
+    found = {}
+    for each in locked:
+        if "python" in each.dependencies:
+            found.update(_on_pypi(each.name, each.version))
+    return found
+
+
+def _on_pypi(name: str, version: str) -> dict[str, str]:
+    try:
+        return {translation.pypi_name(name): version}
+    except LockError:
+        return {}  # no Python package
 
 
 def _is_cpu(package: Mapping[str, Any]) -> bool:

@@ -1,6 +1,8 @@
 """The main job, end to end, on both runtimes: what a biologist gets, checked against the known structure."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ import pytest
 from tests.conftest import RunLocal
 from tests.demo.browser import opened
 from tests.demo.sequences import HEAVY, LIGHT, UBIQUITIN
-from tests.harness import ROOT
+from tests.harness import ROOT, WITHOUT_NETWORK
 
 # A run predicts and relaxes a structure, which takes some 20 seconds; the first one also builds four environments.
 pytestmark = pytest.mark.slow
@@ -81,6 +83,23 @@ def test_the_shipped_antibody_is_predicted_as_it_is_known(
         assert page.complaints == []
         assert page.requests == [Path(result["report"]).as_uri()]
         assert NOT_ALPHAFOLD in page.run("document.body.innerText")
+
+
+@pytest.mark.skipif(not WITHOUT_NETWORK, reason="no network namespaces here")
+def test_it_runs_again_without_any_network(run_local: RunLocal, runtime: str) -> None:
+    """After one run that fetched what it needs: offline, in a network namespace that has no interface."""
+    run(run_local, runtime, "--no-relax")
+    command = [*WITHOUT_NETWORK, str(Path(sys.executable).with_name("run-local")), "--offline", "alphafold_workflow"]
+    done = subprocess.run(
+        [*command, "--runtime", runtime, "--no-relax", "--json"],
+        cwd=ROOT,
+        env={**run_local.variables, "RUN_LOCAL_HOME": str(run_local.home)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["status"] == "succeeded"
 
 
 def test_an_antibody_of_the_users_own_has_no_reference(run_local: RunLocal, tmp_path: Path) -> None:

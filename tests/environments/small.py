@@ -6,27 +6,40 @@ import base64
 import hashlib
 import json
 import zipfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 from executor.environments import read_spec
 from executor.environments.archive import END, Layer, file_layer, pack_files
 from executor.environments.spec import Spec
 
 
-def make_wheel(folder: Path, name: str, version: str, script: str = "") -> Path:
-    """A wheel with one module that knows its version, and a console script."""
+def make_wheel(
+    folder: Path,
+    name: str,
+    version: str,
+    script: str = "",
+    *,
+    tag: str = "py3-none-any",
+    metadata: Sequence[str] = (),
+    more: Mapping[str, str] = MappingProxyType({}),
+) -> Path:
+    """A wheel with one module that knows its version, and a console script; `more` files of it, and lines of metadata."""
     info = f"{name}-{version}.dist-info"
     files = {
         f"{name}.py": f"VERSION = {version!r}\n\ndef main() -> None:\n    print('{name}', VERSION)\n",
-        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n",
-        f"{info}/WHEEL": "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
+        + "".join(f"{line}\n" for line in metadata),
+        f"{info}/WHEEL": f"Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: {tag}\n",
+        **more,
     }
     if script:
         files[f"{info}/entry_points.txt"] = f"[console_scripts]\n{script} = {name}:main\n"
     sums = {path: base64.urlsafe_b64encode(hashlib.sha256(text.encode()).digest()) for path, text in files.items()}
     files[f"{info}/RECORD"] = "".join(f"{path},sha256={sums[path].decode().rstrip('=')},\n" for path in sums)
     folder.mkdir(parents=True, exist_ok=True)
-    wheel = folder / f"{name}-{version}-py3-none-any.whl"
+    wheel = folder / f"{name}-{version}-{tag}.whl"
     with zipfile.ZipFile(wheel, "w") as archive:
         for path, text in files.items():
             archive.writestr(zipfile.ZipInfo(path), text)

@@ -15,7 +15,7 @@ from executor.environments import Builder, Built
 from executor.environments.spec import Spec, read_spec
 from executor.errors import BuildError, LockError
 from tests.environments.small import make_wheel
-from tests.harness import RunLocal
+from tests.harness import WITHOUT_NETWORK, RunLocal
 
 Build = Callable[[], Built]
 
@@ -125,10 +125,7 @@ def test_an_environment_that_its_own_check_refuses_has_no_name(
     assert spec.digest == copy.digest
 
 
-@pytest.mark.skipif(
-    subprocess.run(["unshare", "-rn", "true"], capture_output=True, check=False).returncode != 0,
-    reason="no network namespaces here",
-)
+@pytest.mark.skipif(not WITHOUT_NETWORK, reason="no network namespaces here")
 def test_offline_says_all_that_is_missing(
     made: tuple[Path, Spec, Builder], tmp_path: Path, run_local: RunLocal
 ) -> None:
@@ -136,7 +133,7 @@ def test_offline_says_all_that_is_missing(
     folder, _, __ = made
     shutil.copytree(folder / "envs", tmp_path / "envs")
     script = str(Path(sys.executable).with_name("run-local"))
-    command = ["unshare", "-rn", script, "--offline", "build", "--runtime", "process"]
+    command = [*WITHOUT_NETWORK, script, "--offline", "build", "--runtime", "process"]
     variables = {**run_local.variables, "RUN_LOCAL_HOME": str(folder / "home")}
     done = subprocess.run(command, cwd=tmp_path, env=variables, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -18,7 +18,7 @@ from executor.environments import Builder, read_spec
 from executor.environments.lock import read_lock
 from executor.errors import BuildError, LockError
 from tests.environments.small import make_spec, make_wheel
-from tests.harness import RunLocal
+from tests.harness import WITHOUT_NETWORK, RunLocal
 
 
 @pytest.fixture(scope="module")
@@ -123,17 +123,14 @@ def test_an_index_that_never_answers_is_given_up(
     assert "pip config list" in caught.value.hint
 
 
-@pytest.mark.skipif(
-    subprocess.run(["unshare", "-rn", "true"], capture_output=True, check=False).returncode != 0,
-    reason="no network namespaces here",
-)
+@pytest.mark.skipif(not WITHOUT_NETWORK, reason="no network namespaces here")
 def test_without_any_network(run_local: RunLocal, own_home: Path, tmp_path: Path, builder: Builder) -> None:
     """What is locked and fetched is built as ever; what is not is refused as an index that does not answer."""
     home = {"RUN_LOCAL_HOME": str(own_home), "UV_HTTP_RETRIES": "0"}
     spec = make_spec(tmp_path, "x", "chardet==5.2.0")
     shutil.rmtree(builder.build_spec(spec).prefix or tmp_path / "none")
     script = str(Path(sys.executable).with_name("run-local"))
-    command = ["unshare", "-rn", script, "build", "--runtime", "process"]
+    command = [*WITHOUT_NETWORK, script, "build", "--runtime", "process"]
     variables = {**run_local.variables, **home}
     done = subprocess.run(command, cwd=tmp_path, env=variables, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
