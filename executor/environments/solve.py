@@ -27,7 +27,7 @@ import urllib.request
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import rattler
 import uv
@@ -52,6 +52,7 @@ else:
     import tomli as tomllib
 
 _REACH_S = 3.0
+_NOT_FOUND = 404
 
 #: How long uv waits for an index that says nothing, where the user does not say it; its own is minutes.
 _PATIENCE = {"UV_HTTP_TIMEOUT": "15", "UV_HTTP_CONNECT_TIMEOUT": "10", "UV_HTTP_RETRIES": "2"}
@@ -109,17 +110,22 @@ class Solver:
             return self._bridge("")
         places = {name: self._settings.place(name) or name for name in names}
         with ThreadPoolExecutor(len(names)) as pool:
-            answering = [
-                name for name, answers in zip(names, pool.map(_answers, places.values()), strict=True) if answers
-            ]
-        silent = [name for name in names if name not in answering]
-        configured = [name for name in silent if self._settings.place(name)]
-        if configured:
-            raise LockError(
-                f"channel `{configured[0]}` does not answer",
-                why=f"`{places[configured[0]]}` is configured for it",
-                hint="`RUN_LOCAL_MIRRORS`, `RUN_LOCAL_CHANNEL_ALIAS` or config.toml in `$RUN_LOCAL_HOME` say where it is",
-            )
+            found = dict(zip(names, pool.map(_probe, places.values()), strict=True))
+        for name, place in places.items():
+            if found[name] == "absent":
+                raise LockError(
+                    f"there is no channel `{name}`",
+                    why=f"`{place}` has no index of packages",
+                    hint="is its name right? a channel is a folder or an address that has `noarch/repodata.json`",
+                )
+            if found[name] == "silent" and self._settings.place(name):
+                raise LockError(
+                    f"channel `{name}` does not answer",
+                    why=f"`{place}` is configured for it",
+                    hint="`RUN_LOCAL_MIRRORS`, `RUN_LOCAL_CHANNEL_ALIAS` or config.toml in `$RUN_LOCAL_HOME` say so",
+                )
+        answering = [name for name in names if found[name] == "there"]
+        silent = [name for name in names if found[name] == "silent"]
         if answering:
             if silent:
                 _say(f"these channels do not answer, and are left out: {', '.join(silent)}")
@@ -335,21 +341,23 @@ class Solver:
         ]
 
 
-def _answers(name: str) -> bool:
-    """Whether a channel can be reached at all: a folder that exists, or a host that accepts a connection."""
-    url = str(rattler.Channel(name).base_url)
+def _probe(place: str) -> Literal["there", "absent", "silent"]:
+    """Whether a channel has an index; `silent` where nobody answers who could tell."""
+    url = str(rattler.Channel(place).base_url).rstrip("/")
     parts = urllib.parse.urlsplit(url)
     if parts.scheme == "file":
-        return Path(urllib.parse.unquote(parts.path)).is_dir()
-    for index in ("repodata.json.zst", "repodata.json"):
+        folder = Path(urllib.parse.unquote(parts.path))
+        return "there" if any(folder.glob("*/repodata.json*")) else "absent"
+    for index in ("repodata.json.zst", "repodata.json"):  # a mirror need not have the compressed one
         try:
-            with urllib.request.urlopen(f"{url.rstrip('/')}/noarch/{index}", timeout=_REACH_S) as answer:  # noqa: S310
-                return bool(answer.status == 200)
-        except urllib.error.HTTPError:
-            continue  # a mirror need not have the compressed one
+            with urllib.request.urlopen(f"{url}/noarch/{index}", timeout=_REACH_S):  # noqa: S310
+                return "there"
+        except urllib.error.HTTPError as exc:
+            if exc.code != _NOT_FOUND:
+                return "silent"
         except (OSError, ValueError):
-            break
-    return False
+            return "silent"
+    return "absent"
 
 
 def _python_packages(locked: Iterable[Any]) -> dict[str, str]:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from executor.environments import Builder, read_spec
+from executor.environments import Builder, Request, read_spec
 from executor.environments.lock import read_lock
 from executor.errors import BuildError, LockError
 from tests.environments.small import make_spec, make_wheel
@@ -181,3 +181,45 @@ def test_a_channel_of_a_mirror_is_used_and_its_archives_are_checked(mirror: tupl
     prefix = builder.build_spec(spec).prefix
     assert prefix is not None
     assert "pip" in subprocess.run([prefix / "bin/pip", "--version"], capture_output=True, text=True, check=True).stdout
+
+
+def test_a_lock_from_a_mirror_holds_where_there_is_another(
+    mirror: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It names the channel that the mirror stands for; who has that somewhere else takes the same packages from there."""
+    folder, address = mirror
+    spec = make_spec(tmp_path, "x")
+    assert spec.path is not None
+    committed = spec.path.with_name("conda-lock.yml")
+    monkeypatch.setenv("RUN_LOCAL_MIRRORS", f"conda-forge={folder}")
+    for home in ("one", "two"):
+        (tmp_path / home / "tmp").mkdir(parents=True)
+    _, locked = Builder("process", tmp_path / "one", lambda *_: None).lock(spec, Request(path=committed))
+    assert not locked.bridge
+    assert all("/conda-forge/" in each.url and not each.url.startswith("file:") for each in locked.packages)
+    assert str(folder) not in committed.read_text()
+    monkeypatch.setenv("RUN_LOCAL_MIRRORS", f"conda-forge={address}")
+    built = Builder("process", tmp_path / "two", lambda *_: None).build_spec(spec)
+    assert (built.lock, built.python) == (committed, locked.python)
+
+
+def test_a_channel_that_there_is_not_is_no_reason_for_the_bridge(
+    mirror: tuple[Path, str], builder: Builder, tmp_path: Path
+) -> None:
+    """Whether its server says so or it is a folder; a name that is written wrongly shall not be met with something else."""
+    for channel in (f"{mirror[1]}/conda-forgee", str(tmp_path / "none")):
+        path = tmp_path / "environment.yml"
+        path.write_text(json.dumps({"channels": [channel], "dependencies": ["python"]}))
+        with pytest.raises(LockError, match="there is no channel") as caught:
+            builder.lock(read_spec(path, "x"))
+        assert channel in caught.value.what
+
+
+def test_a_mirror_that_is_configured_has_to_answer(
+    builder: Builder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The packages of a site are not replaced in silence because its server is down."""
+    monkeypatch.setenv("RUN_LOCAL_CHANNEL_ALIAS", "http://127.0.0.1:9")
+    with pytest.raises(LockError, match="channel `conda-forge` does not answer") as caught:
+        builder.lock(make_spec(tmp_path, "x", "envtest-none"))
+    assert "http://127.0.0.1:9/conda-forge" in caught.value.why
