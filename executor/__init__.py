@@ -15,12 +15,13 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from executor.authoring import Task, TaskEnvironment
+    from executor.authoring import CondaSpec, Task, TaskEnvironment
     from executor.errors import MissingModule, RunLocalError, TaskError, UsageError
     from executor.resources import Resources
     from executor.version import VERSION as __version__
 
 _HOMES = {
+    "CondaSpec": "executor.authoring",
     "MissingModule": "executor.errors",
     "Resources": "executor.resources",
     "RunLocalError": "executor.errors",
@@ -31,6 +32,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "CondaSpec",
     "MissingModule",
     "Resources",
     "RunLocalError",

@@ -13,6 +13,7 @@ import re
 import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
+from dataclasses import dataclass, field
 from typing import (
     TYPE_CHECKING,
     Any,
@@ -38,20 +39,51 @@ R = TypeVar("R")
 
 _NAME = re.compile(r"[a-z0-9]+([_-][a-z0-9]+)*")
 
-Submit = Callable[["Task[Any, Any]", tuple[Any, ...], dict[str, Any]], "Future[Any]"]
+Submit = Callable[["Task[Any, Any]", tuple[Any, ...], dict[str, Any]], "Future[Callable[[], Any]]"]
 
-#: Set by the worker for the life of one attempt: sends a call to the host and answers with its future value.
+#: Set by the worker for the life of one attempt: sends a call to the host. The future has what opens the call's value,
+#: which runs code of the user's and so is done by who waits for it; cancelling the future cancels the call.
 CALLER: list[Submit] = []
 
 #: Every environment of this process, in the order in which they were declared.
 ENVIRONMENTS: list["TaskEnvironment"] = []
 
 
+@dataclass(frozen=True)
+class CondaSpec:
+    """What an environment holds, said in Python; means what the same words mean in an environment.yml.
+
+    dependencies: conda packages; `python` has to be one of them
+    pip:          packages of the `pip:` list
+    base, apt, cuda, platform: as below `run-local:` there
+    """
+
+    dependencies: Sequence[str] = ("python",)
+    pip: Sequence[str] = ()
+    channels: Sequence[str] = ("conda-forge",)
+    variables: Mapping[str, str] = field(default_factory=dict)
+    base: Optional[str] = None
+    apt: Sequence[str] = ()
+    cuda: Optional[bool] = None
+    platform: Optional[str] = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data; raises `ProjectError` for a text in the place of a list."""
+        for name in ("dependencies", "pip", "channels", "apt"):
+            if isinstance(getattr(self, name), str):
+                raise ProjectError(
+                    f"`{name}` of a CondaSpec is a list", hint=f"write `{name}=[{getattr(self, name)!r}]`"
+                )
+        listed = {name: list(getattr(self, name)) for name in ("dependencies", "pip", "channels", "apt")}
+        single = {name: getattr(self, name) for name in ("base", "cuda", "platform")}
+        return {**listed, **single, "variables": dict(self.variables)}
+
+
 class TaskEnvironment:
     """A named environment and the tasks that run in it.
 
     name:       lower case; its spec is `envs/<name>/environment.yml` of the project
-    image:      another spec: the path of an environment.yml, from the project's root
+    image:      another spec: the path of an environment.yml, from the project's root, or a `CondaSpec`
     depends_on: environments that tasks of this one call; they are locked and built first
     extends:    environments whose packages this one holds too, solved together as one
     resources:  what one attempt may use
@@ -61,7 +93,7 @@ class TaskEnvironment:
     def __init__(
         self,
         name: str,
-        image: Optional[str] = None,
+        image: Union[str, CondaSpec, None] = None,
         depends_on: Sequence["TaskEnvironment"] = (),
         extends: Sequence["TaskEnvironment"] = (),
         resources: Optional[Resources] = None,
@@ -73,6 +105,10 @@ class TaskEnvironment:
                 f"`{name}` cannot name an environment",
                 why="a name is lower-case letters and digits, joined by `-` or `_`",
                 hint=f"rename it, for example `{re.sub('[^a-z0-9]+', '-', str(name).lower()).strip('-') or 'my-env'}`",
+            )
+        if not isinstance(resources, (Resources, type(None))):
+            raise ProjectError(
+                f"`resources` of environment `{name}` must be `Resources(…)`", why=f"it is {resources!r}"
             )
         self.name = name
         self.image = image
@@ -139,9 +175,9 @@ class Task(Generic[P, R]):
         self.__wrapped__ = function
 
     def _with(self, retries: int, timeout: Optional[float]) -> "Task[P, R]":
-        if retries < 0 or (timeout is not None and timeout <= 0):
+        if retries < 0 or not (timeout is None or timeout > 0):  # nor is NaN a timeout
             raise UsageError(f"task `{self.name}`: retries must not be negative, and a timeout must be positive")
-        self.retries, self.timeout = retries, timeout
+        self.retries, self.timeout = retries, None if timeout == float("inf") else timeout
         return self
 
     def __call__(self, *args: "P.args", **kwargs: "P.kwargs") -> R:
@@ -157,7 +193,8 @@ class Task(Generic[P, R]):
                 why="it is a task written with `def`, called inside a coroutine",
                 hint=f"write `await {self.short_name}.aio(…)`",
             )
-        return cast("R", CALLER[-1](self, args, kwargs).result())
+        open_value = CALLER[-1](self, args, kwargs).result()
+        return cast("R", open_value())
 
     async def aio(self, *args: "P.args", **kwargs: "P.kwargs") -> Any:
         """Run the task without blocking the event loop; any task, written with `def` or `async def`."""
@@ -168,7 +205,8 @@ class Task(Generic[P, R]):
         return await value if inspect.isawaitable(value) else value
 
     async def _await(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        return await asyncio.wrap_future(CALLER[-1](self, args, kwargs))
+        open_value = await asyncio.wrap_future(CALLER[-1](self, args, kwargs))
+        return open_value()
 
     def _check(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Refuse arguments that the function could not be called with, before anything is sent."""

@@ -51,7 +51,10 @@ class Parameter:
 
 @dataclass(frozen=True, kw_only=True)
 class TaskEntry:
-    """One task; `name` is `environment.function`, and module and qualname find it in a container."""
+    """One task; `name` is `environment.function`, and module and qualname find it in a container.
+
+    calls: tasks that its source is seen to call → the way there, for messages
+    """
 
     name: str
     environment: str
@@ -63,6 +66,7 @@ class TaskEntry:
     parameters: tuple[Parameter, ...]
     retries: int
     timeout_s: float | None
+    calls: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def short_name(self) -> str:
@@ -72,7 +76,11 @@ class TaskEntry:
 
 @dataclass(frozen=True, kw_only=True)
 class EnvironmentEntry:
-    """One environment as it was declared; file is relative to the project's root."""
+    """One environment as it was declared; file is relative to the project's root.
+
+    image: the path of its specification, where one was named
+    spec:  the specification itself, where it was given in Python (see `authoring.CondaSpec`)
+    """
 
     name: str
     image: str | None
@@ -82,6 +90,7 @@ class EnvironmentEntry:
     env_vars: Mapping[str, str]
     file: str
     line: int
+    spec: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,6 +125,24 @@ class Manifest:
         for other in self.environments[name].depends_on:
             yield from self._visit(other, (*chain, name))
         yield name
+
+    def check_calls(self, root: str) -> None:
+        """Refuse a call to an environment that its caller's does not depend on, in what the task `root` is seen to call."""
+        waiting, seen = [root], {root}
+        while waiting:
+            caller = self.tasks[waiting.pop(0)]
+            allowed = self.reachable(caller.environment)
+            for name, way in caller.calls.items():
+                called = self.tasks.get(name)
+                if called and called.environment not in allowed:
+                    raise ProjectError(
+                        f"`{caller.name}` calls `{name}`, and its environment does not depend on that one's",
+                        why=f"{way} → {name}",
+                        hint=f"declare it where `{caller.environment}` is: `depends_on=[…]` with `{called.environment}`",
+                    )
+                if called and name not in seen:
+                    seen.add(name)
+                    waiting.append(name)
 
     def bases(self, environment: str) -> list[str]:
         """`environment` and all that it extends, directly or not, itself last."""

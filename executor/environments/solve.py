@@ -333,8 +333,9 @@ class Solver:
     def _who_asks(self, reason: str) -> list[str]:
         """Which environment asks for the packages that a reason names."""
         sources: Mapping[str, Sequence[str]] = self._request["sources"]
+        places: Mapping[str, str] = self._request["lines"]
         return [
-            f"`{name}` asks for `{line}`"
+            f"`{name}` asks for `{line}`" + (f" ({places[line]})" if line in places else "")
             for name, lines in sources.items()
             for line in lines
             if (found := re.match(r"[A-Za-z0-9_.-]+", line)) and re.search(rf"\b{re.escape(found[0])}\b", reason)

@@ -11,8 +11,12 @@
     run-local:
       cuda: false          # a CPU build is enough; default: whatever the channels and indexes prefer
       base: debian:12      # the image below it; default: the distribution of this machine
+      apt: [hmmer]         # packages of that distribution, for Docker
+      env: {A: b}          # more variables
+      platform: linux-64   # the only one so far
 
-All mistakes of a file are reported at once, each with the line it stands on.
+All mistakes of a file are reported at once, each with the line it stands on. A specification may stand in Python, too
+(`executor.CondaSpec`); it is read the same way, and its line is that of the declaration.
 """
 
 from __future__ import annotations
@@ -20,19 +24,31 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
+from packaging.requirements import InvalidRequirement, Requirement
 
 from executor.errors import SpecError
 from executor.manifest import Manifest
 
 _KEYS = frozenset({"name", "channels", "dependencies", "variables", "prefix", "platforms", "run-local"})
-_OWN_KEYS = frozenset({"base", "cuda", "env", "apt"})
+_OWN_KEYS = frozenset({"base", "cuda", "env", "apt", "platform"})
+_PLATFORMS = ("linux-64", "linux/amd64")
 _FILES = ("envs/{}/environment.yml", "envs/{}/environment.yaml", "envs/{}.yml")
+_DEBIAN_NAME = re.compile(r"[a-z0-9][a-z0-9+.-]+")
+_CONDA_NAME = re.compile(r"([^\s:]+::)?[A-Za-z0-9_][A-Za-z0-9_.-]*($|[\s=<>!~\[])")
+_INSTEAD_OF_OPTIONS = {
+    "-e": "is an editable install: the project's source is in every environment by itself",
+    "--editable": "is an editable install: the project's source is in every environment by itself",
+    "-r": "is a file of requirements: list them here, so that they are locked",
+    "--requirement": "is a file of requirements: list them here, so that they are locked",
+    "-": "is an option of pip: indexes and find-links are taken from pip's own configuration",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +60,8 @@ class Spec:
     conda, pip: requirements, as written
     variables: environment variables of the image or prefix
     cuda:     False takes CPU builds where they can be had; None leaves it to the indexes
+    apt:      packages of the base's distribution
+    lines:    requirement → where it stands, such as `envs/x/environment.yml:7`
     """
 
     name: str
@@ -77,10 +95,13 @@ def find_spec(manifest: Manifest, environment: str) -> Spec:
     for name in manifest.bases(environment):
         entry = manifest.environments[name]
         path = root / entry.image if entry.image else _default_path(root, name)
-        if path and path.is_file():
+        declared = f"{entry.file}:{entry.line}"
+        if entry.spec is not None:
+            found.append(read_inline(entry.spec, name, declared))
+        elif path and path.is_file():
             found.append(read_spec(path, name))
         elif entry.image or not entry.extends:
-            raise _no_spec(root, name, entry.image, f"{entry.file}:{entry.line}")
+            raise _no_spec(root, name, entry.image, declared)
     return unite(environment, found)
 
 
@@ -107,6 +128,8 @@ def unite(name: str, specs: list[Spec]) -> Spec:
         base=next((each.base for each in reversed(specs) if each.base), None),
         cuda=next((each.cuda for each in reversed(specs) if each.cuda is not None), None),
         variables={key: value for each in specs for key, value in each.variables.items()},
+        apt=_merged(each.apt for each in specs),
+        lines={text: line for each in specs for text, line in each.lines.items()},
     )
 
 
@@ -120,7 +143,27 @@ def read_spec(path: Path, name: str) -> Spec:
         raise SpecError(f"`{path.name}` of environment `{name}` is not YAML", why=f"{where}: {exc.problem}") from exc
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as exc:
         raise SpecError(f"the specification of environment `{name}` cannot be read", why=f"{path}: {exc}") from exc
-    reader = _Reader(path)
+    short = Path(*path.parts[-3:]) if path.parent.parent.name == "envs" else Path(path.name)
+    return _read(node, name, path, lambda found: f"{short}:{found.start_mark.line + 1 if found else 1}")
+
+
+def read_inline(spec: Mapping[str, Any], name: str, declared: str) -> Spec:
+    """The specification that a `CondaSpec` gave as plain data. declared: where, such as `flow.py:12`."""
+    pip = [{"pip": spec["pip"]}] if spec["pip"] else []
+    own = {key: spec[key] for key in ("base", "apt", "cuda", "platform") if spec[key]} | (
+        {"cuda": False} if spec["cuda"] is False else {}
+    )
+    document = {
+        "channels": spec["channels"],
+        "dependencies": [*spec["dependencies"], *pip],
+        "variables": spec["variables"],
+        "run-local": own,
+    }
+    return _read(yaml.compose(yaml.safe_dump(document), Loader=yaml.SafeLoader), name, None, lambda _: declared)
+
+
+def _read(node: yaml.Node | None, name: str, path: Path | None, place: Callable[[yaml.Node | None], str]) -> Spec:
+    reader = _Reader(path, place)
     spec = reader.read(node, name)
     if reader.mistakes:
         raise SpecError(
@@ -134,14 +177,16 @@ def read_spec(path: Path, name: str) -> Spec:
 class _Reader:
     """Reads the nodes of one file, and notes each mistake with its line."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, path: Path | None, place: Callable[[yaml.Node | None], str]) -> None:
+        self._path, self._place = path, place
+        self._lines: dict[str, str] = {}
         self.mistakes: list[str] = []
 
     def read(self, node: yaml.Node | None, name: str) -> Spec:
         keys = self._mapping(node, _KEYS, "environment.yml")
         own = self._mapping(keys.get("run-local"), _OWN_KEYS, "`run-local:`")
         conda, pip = self._dependencies(keys.get("dependencies"))
+        self._check_platform(own.get("platform"))
         if node is not None and not any(_package_name(each) == "python" for each in conda):
             self._wrong(keys.get("dependencies") or node, "no `python` among the dependencies; tasks are Python")
         if pip and not any(_package_name(each) == "pip" for each in conda):
@@ -155,13 +200,13 @@ class _Reader:
             pip=tuple(pip),
             base=self._scalar(own.get("base"), str, "base"),
             cuda=self._scalar(own.get("cuda"), bool, "cuda"),
-            apt=tuple(self._texts(own.get("apt"), "apt")),
+            apt=self._apt(own.get("apt")),
             variables={**self._variables(keys.get("variables")), **self._variables(own.get("env"))},
+            lines=self._lines,
         )
 
     def _wrong(self, node: yaml.Node | None, text: str) -> None:
-        line = node.start_mark.line + 1 if node else 1
-        self.mistakes.append(f"{self._path.name}:{line}: {text}")
+        self.mistakes.append(f"{self._place(node)}: {text}")
 
     def _mapping(self, node: yaml.Node | None, allowed: frozenset[str], what: str) -> dict[str, yaml.Node]:
         if node is None:
@@ -193,7 +238,7 @@ class _Reader:
             return conda, pip
         for item in node.value:
             if isinstance(item, yaml.ScalarNode) and item.value:
-                conda.append(str(item.value))
+                self._note(item, conda, _conda_problem(item.value))
             elif isinstance(item, yaml.MappingNode) and [key.value for key, _ in item.value] == ["pip"]:
                 pip += self._requirements(item.value[0][1])
             else:
@@ -201,11 +246,31 @@ class _Reader:
         return conda, pip
 
     def _requirements(self, node: yaml.Node) -> list[str]:
-        found = self._texts(node, "pip")
-        for text, item in zip(found, node.value, strict=False):
-            if not text[:1].isalnum():
-                self._wrong(item, f"`{text}` names no package: write `name ==version`, or `name @ file:///…/it.whl`")
+        found: list[str] = []
+        for text, item in zip(self._texts(node, "pip"), node.value, strict=False):
+            self._note(item, found, _pip_problem(text))
         return found
+
+    def _note(self, item: yaml.ScalarNode, found: list[str], problem: str) -> None:
+        """A requirement, or what is wrong with it."""
+        text = str(item.value)
+        if problem:
+            self._wrong(item, f"`{text}` {problem}")
+        else:
+            found.append(text)
+            self._lines.setdefault(text, self._place(item))
+
+    def _apt(self, node: yaml.Node | None) -> tuple[str, ...]:
+        names = self._texts(node, "apt")
+        for name, item in zip(names, node.value if node else (), strict=False):
+            if not _DEBIAN_NAME.fullmatch(name):
+                self._wrong(item, f"`{name}` cannot be the name of a Debian package")
+        return tuple(names)
+
+    def _check_platform(self, node: yaml.Node | None) -> None:
+        platform = self._scalar(node, str, "platform")
+        if platform and platform not in _PLATFORMS:
+            self._wrong(node, f"`{platform}` cannot be built and run here; the one platform so far is `linux-64`")
 
     def _texts(self, node: yaml.Node | None, what: str) -> list[str]:
         if node is None:
@@ -243,6 +308,29 @@ class _Reader:
             self._wrong(node, f"`{what}:` must be {'true or false' if kind is bool else 'a text'}")
             return None
         return value
+
+
+def _conda_problem(text: str) -> str:
+    """What is wrong with a conda requirement, as far as that can be seen without a solver."""
+    if text.startswith("-"):
+        return "is an option, and no package"
+    if re.search(r"[=<>!~]\s*$", text):
+        return "ends with a comparison to nothing"
+    if re.search(r"[=<>!~]\s+[=<>!~]", text):
+        return "compares twice: write it like `numpy >=2,<3`"
+    return "" if _CONDA_NAME.match(text) else "names no package: write it like `numpy >=2,<3`"
+
+
+def _pip_problem(text: str) -> str:
+    """What is wrong with a requirement of the `pip:` list."""
+    for option, advice in _INSTEAD_OF_OPTIONS.items():
+        if text.startswith(option):
+            return advice
+    try:
+        Requirement(text.partition(" @ ")[0])  # where it is, the installer checks
+    except InvalidRequirement:
+        return "names no package: write `name ==version`, or `name @ file:///…/it.whl`"
+    return ""
 
 
 def _package_name(requirement: str) -> str:

@@ -21,6 +21,7 @@ from typing import Any, NoReturn
 from executor import authoring
 from executor.errors import ProjectError, RunLocalError
 from executor.worker import shapes, stubs
+from executor.worker.calls import calls_of
 from executor.worker.tracebacks import render_traceback, short_name, user_frames
 
 _MOST_TEXT = 200
@@ -143,8 +144,8 @@ def _describe_environment(environment: authoring.TaskEnvironment, root: str) -> 
     for other in (*environment.depends_on, *environment.extends):
         if not isinstance(other, authoring.TaskEnvironment):
             raise ProjectError(f"{at}: `{other!r}` is no environment", hint="pass the `TaskEnvironment` itself")
-    if not isinstance(environment.image, (str, type(None))):
-        raise ProjectError(f"{at}: `image` must be a path", why=f"it is {environment.image!r}")
+    if not isinstance(environment.image, (str, authoring.CondaSpec, type(None))):
+        raise ProjectError(f"{at}: `image` must be a path or a `CondaSpec`", why=f"it is {environment.image!r}")
     for each in environment.env_vars.items():
         if not all(isinstance(part, str) for part in each):
             raise ProjectError(f"{at}: `env_vars` must be text", why=f"{each[0]!r} is {each[1]!r}")
@@ -155,7 +156,8 @@ def _describe_environment(environment: authoring.TaskEnvironment, root: str) -> 
     file, line = environment.declared_at
     return {
         "name": environment.name,
-        "image": environment.image,
+        "image": None if isinstance(environment.image, authoring.CondaSpec) else environment.image,
+        "spec": environment.image.to_json() if isinstance(environment.image, authoring.CondaSpec) else None,
         "depends_on": [other.name for other in environment.depends_on],
         "extends": [other.name for other in environment.extends],
         "resources": resources,
@@ -186,6 +188,7 @@ def _describe_task(task: authoring.Task[Any, Any], root: str) -> dict[str, Any]:
         ],
         "retries": task.retries,
         "timeout_s": task.timeout,
+        "calls": calls_of(task, root),
     }
 
 

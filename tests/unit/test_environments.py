@@ -80,7 +80,7 @@ def test_all_mistakes_of_a_spec_are_reported_with_their_lines(tmp_path: Path) ->
         read_spec(write(tmp_path, text), "x")
     assert caught.value.why.splitlines() == [
         "environment.yml:2: unknown key `channls` in environment.yml; did you mean `channels`?",
-        "environment.yml:8: unknown key `gpu` in `run-local:`; known are base, cuda, env",
+        "environment.yml:8: unknown key `gpu` in `run-local:`; known are apt, base, cuda, env, platform",
         "environment.yml:5: a dependency is a text like `numpy >=2`, or one `pip:` list",
         "environment.yml:4: no `python` among the dependencies; tasks are Python",
         "environment.yml:7: `cuda:` must be true or false",

@@ -105,3 +105,30 @@ def test_what_an_environment_extends_comes_before_it() -> None:
     assert read.bases("c") == ["c"]
     with pytest.raises(ProjectError, match="extend each other"):
         read.bases("d")
+
+
+def test_a_call_that_no_depends_on_allows_is_refused_with_the_way_there() -> None:
+    """Whoever makes it on the way from the root; what the root does not come to is not its business."""
+    doc = {
+        "root": "/p",
+        "import_roots": ["."],
+        "environments": [environment("a", "b"), environment("b"), environment("c")],
+        "tasks": [
+            {**TASK, "name": "a.root", "calls": {"b.middle": "a.root (f.py:1)", "b.gone": "x"}},
+            {**TASK, "name": "a.other", "calls": {"b.leaf": "a.other (f.py:2)"}},
+            {
+                **TASK,
+                "name": "b.middle",
+                "environment": "b",
+                "calls": {"c.leaf": "b.middle (f.py:3) → helper (f.py:4)"},
+            },
+            {**TASK, "name": "b.leaf", "environment": "b"},
+            {**TASK, "name": "c.leaf", "environment": "c"},
+        ],
+    }
+    read = parse_manifest(doc)
+    read.check_calls("a.other")
+    with pytest.raises(ProjectError, match=r"`b\.middle` calls `c\.leaf`") as caught:
+        read.check_calls("a.root")
+    assert caught.value.why == "b.middle (f.py:3) → helper (f.py:4) → c.leaf"
+    assert "`b`" in caught.value.hint

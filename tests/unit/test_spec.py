@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from executor.environments.spec import find_spec, read_spec, unite
+from executor.authoring import CondaSpec
+from executor.environments.spec import find_spec, read_inline, read_spec, unite
 from executor.errors import SpecError
 from executor.manifest import EnvironmentEntry, Manifest, Shape
 
@@ -142,3 +143,72 @@ def test_a_spec_is_found_in_every_usual_place(tmp_path: Path, place: str) -> Non
     path = root / place
     write(path.parent, yaml.safe_dump({"dependencies": ["python"]}), path.name)
     assert find_spec(manifest(root, "x"), "x").path == path
+
+
+def declared(**given: object) -> dict[str, object]:
+    return CondaSpec(**given).to_json()  # type: ignore[arg-type]
+
+
+def test_a_specification_in_python_means_what_the_file_means(tmp_path: Path) -> None:
+    """The same lock belongs to both."""
+    path = tmp_path / "environment.yml"
+    path.write_text(
+        "channels: [bioconda, conda-forge]\nvariables: {A: b}\ndependencies: [python >=3.10, numpy, {pip: [idna==3.7]}]\n"
+        "run-local: {base: 'debian:12', apt: [hello], cuda: false, platform: linux-64}\n"
+    )
+    inline = read_inline(
+        declared(
+            dependencies=["python >=3.10", "numpy"],
+            pip=["idna==3.7"],
+            channels=["bioconda", "conda-forge"],
+            variables={"A": "b"},
+            base="debian:12",
+            apt=["hello"],
+            cuda=False,
+            platform="linux/amd64",
+        ),
+        "x",
+        "flow.py:3",
+    )
+    file = read_spec(path, "x")
+    assert (inline.digest, inline.apt, inline.base, inline.variables) == (
+        file.digest,
+        ("hello",),
+        "debian:12",
+        {"A": "b"},
+    )
+    assert (inline.cuda, inline.path) == (False, None)
+    assert inline.lines["idna==3.7"] == "flow.py:3"
+    assert file.lines["idna==3.7"] == "environment.yml:3"
+
+
+@pytest.mark.parametrize(
+    ("given", "text"),
+    [
+        ({"dependencies": ["python", "numpy = = 2"]}, "`numpy = = 2` compares twice"),
+        ({"dependencies": ["python", "numpy >="]}, "`numpy >=` ends with a comparison to nothing"),
+        ({"dependencies": ["python", "-c conda-forge"]}, "`-c conda-forge` is an option"),
+        ({"dependencies": ["python", "(numpy)"]}, "`(numpy)` names no package"),
+        ({"pip": ["-e ."]}, "`-e .` is an editable install"),
+        ({"pip": ["-r requirements.txt"]}, "is a file of requirements"),
+        ({"pip": ["--index-url https://x.example"]}, "is an option of pip"),
+        ({"pip": ["idna =="]}, "`idna ==` names no package"),
+        ({"apt": ["Not ok"]}, "`Not ok` cannot be the name of a Debian package"),
+        ({"platform": "osx-64"}, "`osx-64` cannot be built and run here"),
+    ],
+)
+def test_a_mistake_in_python_is_told_with_its_line(given: dict[str, object], text: str) -> None:
+    """The line of the declaration."""
+    with pytest.raises(SpecError) as caught:
+        read_inline(declared(**given), "x", "flow.py:3")
+    assert caught.value.why.startswith("flow.py:3: ")
+    assert text in caught.value.why
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["numpy", "numpy=1.26", "numpy >=2,<3", "conda-forge::numpy=1.26=py311*", "numpy[version='>=2']", "libgcc-ng"],
+)
+def test_what_conda_understands_is_no_mistake(text: str) -> None:
+    """Whatever form its users write."""
+    assert read_inline(declared(dependencies=["python", text]), "x", "flow.py:3").conda == ("python", text)
