@@ -11,18 +11,19 @@ import asyncio
 import contextlib
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from executor import dockerd, machine
+from executor.data.leases import NAME as LEASE
 from executor.data.leases import hold_lease, lease_is_held
 from executor.data.records import Record, RunView, read_run
 from executor.data.snapshot import take_snapshot
 from executor.data.store import FileRef, Store, ValueRef
 from executor.engine import Engine, Listener, Plan
-from executor.environments import Builder, Built, Progress, find_spec
+from executor.environments import Builder, Built, Progress, Spec, find_spec, usage
 from executor.errors import MachineError
 from executor.events import EnvironmentReady, Fact, RunEnded, RunStarted, Status
 from executor.manifest import Manifest, TaskEntry
@@ -68,20 +69,37 @@ def run_workflow(request: Request, listen: Listener, progress: Progress) -> RunV
     Raises `EnvironmentFailed` or `MachineError` where it cannot begin. A task that fails, or an interrupt, is no
     exception here: the view says `failed` or `cancelled`.
     """
+    names = request.manifest.reachable(request.task.environment)
+    request.manifest.check_calls(request.task.name)
+    offered = Machine(cpus=machine.cores(), memory_bytes=machine.memory_bytes())
+    _demand_room(request.manifest, names, offered)
+    specs = [find_spec(request.manifest, name) for name in names]
     home, run = request.home, _new_id(time.time())
     project = take_snapshot(Path(request.manifest.root), home)  # first: building may take minutes, and people edit
     record = Record(home, run)
-    store = Store(home, record.folder / "incoming")
+    ended = False
 
     def tell(fact: Fact) -> None:
+        nonlocal ended
+        ended = ended or isinstance(fact, RunEnded)
         record(fact)
         listen(fact)
 
+    def tell_end(status: Status) -> None:
+        if not ended:
+            tell(RunEnded(status=status, seconds=round(time.monotonic() - began, 3)))
+
     began = time.monotonic()
-    with contextlib.closing(record), hold_lease(record.folder) as lease:
+    with (
+        contextlib.closing(record),
+        hold_lease(record.folder) as lease,
+        _work_in(record.folder),
+        contextlib.ExitStack() as held,
+    ):
+        store = Store(home, record.folder / "incoming")
         tell(RunStarted(run=run, workflow=request.task.name, runtime=request.runtime, root=request.manifest.root))
         try:
-            built = _build(request, tell, progress)
+            built = _build(request, specs, held, tell, progress)
             plan = Plan(
                 run=run,
                 manifest=request.manifest,
@@ -92,19 +110,38 @@ def run_workflow(request: Request, listen: Listener, progress: Progress) -> RunV
                 library=worker_library(home),
                 folder=record.folder,
                 lease=lease,
-                machine=Machine(cpus=machine.cores(), memory_bytes=machine.memory_bytes()),
+                machine=offered,
             )
         except BaseException as exc:
             status: Status = "cancelled" if isinstance(exc, KeyboardInterrupt) else "failed"
-            tell(RunEnded(status=status, seconds=round(time.monotonic() - began, 3)))
+            tell_end(status)
             if status == "failed":
                 raise
         else:
-            asyncio.run(_run(plan, request, store, tell))
-    view = read_run(home, run)
-    _export(store, view)
-    shutil.rmtree(record.folder / "incoming", ignore_errors=True)
+            try:
+                asyncio.run(_run(plan, request, store, tell))
+            except KeyboardInterrupt:
+                tell_end("cancelled")
+                raise
+            finally:
+                tell_end("failed")
+        view = read_run(home, run)
+        _export(store, view)
     return view
+
+
+@contextlib.contextmanager
+def _work_in(folder: Path) -> Iterator[None]:
+    """Remove what a run has in its folder only while it runs, however it ends."""
+    try:
+        yield
+    finally:
+        _remove_work(folder)
+
+
+def _remove_work(folder: Path) -> None:
+    for name in ("slots", "incoming"):
+        shutil.rmtree(folder / name, ignore_errors=True)
 
 
 def _new_id(now: float) -> str:
@@ -139,15 +176,33 @@ async def _run(plan: Plan, request: Request, store: Store, tell: Listener) -> No
     await Engine(plan, runtime, store, tell).run()
 
 
-def _build(request: Request, tell: Listener, progress: Progress) -> dict[str, Built]:
-    """Lock and build every environment that the root call can reach, dependencies first."""
+def _demand_room(manifest: Manifest, names: Sequence[str], offered: Machine) -> None:
+    """Refuse what can never run on this machine, before anything is made for it."""
+    asked = []
+    for name in names:
+        shape = manifest.environments[name].shape
+        if shape.cpus > offered.cpus:
+            asked.append(f"`{name}` asks for {shape.cpus:g} cores, and there are {offered.cpus:g}")
+        if shape.memory_bytes > offered.memory_bytes:
+            there = f"{offered.memory_bytes / 2**30:.1f} GiB"
+            asked.append(f"`{name}` asks for {shape.memory_bytes / 2**30:.1f} GiB of memory, and there are {there}")
+        if shape.gpus:
+            asked.append(f"`{name}` asks for {shape.gpus} GPU{'s' * (shape.gpus > 1)}, and run-local has none to give")
+    if asked:
+        hint = "ask for less: `resources=Resources(cpu=…, memory=…)`"
+        raise MachineError("this machine is too small", why="\n".join(asked), hint=hint)
+
+
+def _build(
+    request: Request, specs: Sequence[Spec], held: contextlib.ExitStack, tell: Listener, progress: Progress
+) -> dict[str, Built]:
+    """Lock and build every environment that the root call can reach, dependencies first, and hold them while we run."""
 
     def ready(made: Built) -> None:
+        held.enter_context(usage.hold(request.home, made.key))
         tell(EnvironmentReady(environment=made.name, key=made.key, python=made.python, seconds=made.seconds))
 
-    names = request.manifest.reachable(request.task.environment)
     with contextlib.closing(Builder(request.runtime, request.home, progress)) as builder:
-        specs = [find_spec(request.manifest, name) for name in names]
         return builder.build_all(specs, root=Path(request.manifest.root), ready=ready)
 
 
@@ -159,6 +214,7 @@ def _store_inputs(store: Store, request: Request) -> ValueRef:
 
 def _export(store: Store, view: RunView) -> None:
     """Copy the files of the result to the run's outputs."""
+    view.outputs.mkdir(exist_ok=True)
     call = view.root_call
     if call is None or call.value is None:
         return
@@ -181,8 +237,8 @@ def _exported_names(value: Mapping[str, Any]) -> list[str]:
 def remove_dead(home: Path) -> None:
     """Remove what runs that were killed left in their folders, and their sockets; their records stay."""
     remove_dead_doors(home)
-    for lease in home.glob("runs/*/lease"):
-        if not lease_is_held(lease):
-            for name in ("slots", "incoming"):
-                shutil.rmtree(lease.parent / name, ignore_errors=True)
-            lease.unlink(missing_ok=True)
+    for left in ("slots", "incoming", LEASE):
+        for path in home.glob(f"runs/*/{left}"):
+            if not lease_is_held(path.parent / LEASE):
+                _remove_work(path.parent)
+                (path.parent / LEASE).unlink(missing_ok=True)

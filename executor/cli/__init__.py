@@ -8,6 +8,7 @@ environment could not be made, 4 this machine cannot do it, 130 interrupted.
 from __future__ import annotations
 
 import contextlib
+import errno
 import importlib
 import json
 import os
@@ -20,7 +21,7 @@ from typing import Any, NoReturn
 
 import click
 
-from executor.errors import RunLocalError
+from executor.errors import MachineError, RunLocalError, UsageError
 from executor.machine import OFFLINE_VARIABLE
 from executor.version import VERSION
 
@@ -33,6 +34,7 @@ COMMANDS = {
     ),
     "doctor": ("executor.cli.doctor", "Say what this machine has, and what run-local can do with it."),
     "envs": ("executor.cli.environments", "List the environments of this project, and how far each has come."),
+    "gc": ("executor.cli.housekeeping", "Remove images, prefixes, packages and layers that nothing uses any more."),
     "lock": ("executor.cli.environments", "Solve environments, and write conda-lock.yml beside their specifications."),
     "logs": ("executor.cli.records", "Print what the tasks of a run wrote."),
     "plan": ("executor.cli.plan", "Say what running a workflow would lock and build, and what is missing where."),
@@ -42,6 +44,7 @@ COMMANDS = {
 
 _HELP = """Run Python workflows whose tasks need different environments, each task in its own container.
 
+\b
     run-local alphafold_workflow              run a task of this project by its name
     run-local alphafold_workflow --help       what it can be given
     run-local file.py:task --param value      say where it is
@@ -84,23 +87,53 @@ def _run_local(offline: bool) -> None:
 def main() -> NoReturn:
     """The command line: run it, print any error as what, why and what next, and exit with its code."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # it ends us as Ctrl-C does, with nothing left behind
+    _open_standard_streams()
     try:
         code = _run_local.main(standalone_mode=False, prog_name="run-local")
-    except click.ClickException as exc:
-        exc.show()
-        code = 2
+        sys.stdout.flush()
+    except click.UsageError as exc:
+        code = _print_error(_told_as_ours(exc))
     except RunLocalError as exc:
         code = _print_error(exc)
     except (KeyboardInterrupt, click.Abort):
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # what is still to be said is short
         click.echo("interrupted", err=True)
+        _print_error_document("cancelled", what="interrupted", why="", hint="")
         code = 130
     except BrokenPipeError:
-        with contextlib.suppress(OSError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _give_up_stdout()
         code = 1
+    except OSError as exc:
+        if exc.errno != errno.ENOSPC:
+            code = _print_bug()
+        else:
+            _give_up_stdout()
+            code = _print_error(MachineError("there is no room left", why=str(exc), hint="where does the output go?"))
     except Exception:  # noqa: BLE001  a bug of ours: no traceback reaches a user, a file does
         code = _print_bug()
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _open_standard_streams() -> None:
+    """Stand in for streams that the caller has closed, so that no file of ours is taken for one of them."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            if os.open(os.devnull, os.O_RDWR) != number:
+                raise AssertionError(f"{name} was closed, and something else was opened as it")
+            setattr(sys, name, open(number, "r" if number == 0 else "w", encoding="utf-8", closefd=False))  # noqa: SIM115
+
+
+def _give_up_stdout() -> None:
+    """Nobody reads it any more, or it has no room: what is left in its buffer shall not raise again at exit."""
+    with contextlib.suppress(OSError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+
+
+def _told_as_ours(exc: click.UsageError) -> UsageError:
+    """A mistake that click found, as we tell mistakes."""
+    what = exc.format_message().rstrip(".")
+    usage = " ".join(exc.ctx.get_usage().split()).replace("Usage:", "usage:") if exc.ctx else ""
+    return UsageError(what[:1].lower() + what[1:], hint=usage)
 
 
 def print_json(doc: Any) -> None:
@@ -119,15 +152,16 @@ def print_table(rows: Sequence[Sequence[str]], *headers: str) -> None:
 
 def _print_error(exc: RunLocalError) -> int:
     click.echo(click.style("error: ", fg="red", bold=True) + str(exc), err=True)
-    _print_error_document(what=exc.what, why=exc.why, hint=exc.hint)
+    _print_error_document("failed", what=exc.what, why=exc.why, hint=exc.hint)
     return exc.exit_code
 
 
-def _print_error_document(**error: str) -> None:
+def _print_error_document(status: str, **error: str) -> None:
     """With `--json` there is one document, also where no run could begin."""
     if "--json" in sys.argv:
-        told: dict[str, Any] = {"run": None, "status": "failed", "runtime": None, "result": None}
+        told: dict[str, Any] = {"run": None, "status": status, "runtime": None, "result": None}
         print_json({**told, "calls": [], "outputs": None, "error": error})
+        sys.stdout.flush()
 
 
 def _print_bug() -> int:
@@ -136,5 +170,5 @@ def _print_bug() -> int:
     what = f"run-local broke: {sys.exc_info()[1]!r}"[:500]
     why, hint = "this is a bug of ours", f"please report it with `{file.name}`"
     click.echo(f"error: {what}\n  why: {why}\n  hint: {hint}", err=True)
-    _print_error_document(what=what, why=why, hint=hint)
+    _print_error_document("failed", what=what, why=why, hint=hint)
     return 1

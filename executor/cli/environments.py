@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import difflib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,7 +14,8 @@ from executor import machine, runs
 from executor.cli import print_json, print_table
 from executor.console import ConsoleView
 from executor.describe import find_root
-from executor.environments import Builder, Lock, Request, Spec, read_spec, spec_names
+from executor.environments import Builder, Lock, Request, Spec, read_spec, spec_names, usage
+from executor.environments.housekeeping import shares
 from executor.environments.lock import read_lock
 from executor.errors import LockError, UsageError
 
@@ -49,11 +51,22 @@ def lock_command(environments: Sequence[str], check: bool, update: Sequence[str]
                     hint=f"move it to `envs/{spec.name}/environment.yml`",
                 )
             target = spec.path.with_name("conda-lock.yml")
-            before = read_lock(target) if target.exists() else None
+            before = _earlier(target)
             request = Request(path=target, keep=_kept(before, update, spec), update=tuple(update))
             _, after = builder.lock(spec, request)
             view.say(f"{spec.name}: {target}")
             _print_changes(before, after)
+            if after.bridge:
+                view.say(
+                    "  made without a conda channel, from this machine's Python: it fits this machine only", "yellow"
+                )
+
+
+def _earlier(path: Path) -> Lock | None:
+    """The lock that a new one takes the place of, if it can be read."""
+    with contextlib.suppress(LockError):
+        return read_lock(path) if path.exists() else None
+    return None
 
 
 def _kept(before: Lock | None, update: Sequence[str], spec: Spec) -> Lock | None:
@@ -80,11 +93,16 @@ def _check(specs: Sequence[Spec], builder: Builder, view: ConsoleView) -> None:
     for spec in specs:
         found = builder.check(spec)
         if found.lock and not found.differences:
-            view.say(f"{spec.name}: {len(found.lock.packages)} packages, as the specification asks", "dim")
+            own = (
+                ""
+                if spec.path and found.lock.path.parent == spec.path.parent
+                else "; no lock is committed, this is ours"
+            )
+            view.say(f"{spec.name}: {len(found.lock.packages)} packages, as the specification asks{own}", "dim")
             continue
         wrong.append(spec.name)
         if not found.lock:
-            view.say(f"{spec.name}: no lock", "red")
+            view.say(f"{spec.name}: {' '.join(found.differences) or 'no lock'}", "red")
             continue
         view.say(f"{spec.name}: {found.lock.path} does not fit {spec.path}", "red")
         for line in found.differences:
@@ -115,9 +133,11 @@ def build_command(environments: Sequence[str], runtime: str) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON list.")
 @RUNTIME_OPTION
 def envs_command(as_json: bool, runtime: str) -> None:
-    """List the environments of this project: locked or not, built or not, and under which key."""
+    """List the environments of this project: locked, built, how large their archives are, what others share of them."""
     with open_builder(runtime) as (builder, _):
         states = [builder.look(spec) for spec in find_specs(())]
+        shared, home = shares(machine.home()), machine.home()
+        used = {state.key: usage.last_used(home, state.key) for state in states if state.key}
     if as_json:
         print_json(
             [
@@ -125,10 +145,14 @@ def envs_command(as_json: bool, runtime: str) -> None:
                     "name": state.spec.name,
                     "spec": str(state.spec.path),
                     "lock": state.lock and str(state.lock),
+                    "problem": state.problem or None,
                     "key": state.key or None,
                     "python": state.python or None,
                     "packages": state.packages,
                     "built": state.built,
+                    "bytes": shared.get(state.key, (None, None))[0],
+                    "shared_bytes": shared.get(state.key, (None, None))[1],
+                    "used": used.get(state.key),
                 }
                 for state in states
             ]
@@ -136,16 +160,15 @@ def envs_command(as_json: bool, runtime: str) -> None:
         return
     rows = []
     for state in states:
-        lock = (
-            "no"
-            if not state.lock
-            else "committed"
-            if state.lock.parent == (state.spec.path or Path()).parent
-            else "here"
-        )
+        committed = state.lock and state.spec.path and state.lock.parent == state.spec.path.parent
+        lock = state.problem or ("committed" if committed else "here" if state.lock else "no")
         built = "yes" if state.built else "no"
-        rows.append([state.spec.name, state.python, str(state.packages or ""), lock, built, state.key[:12]])
-    print_table(rows, "environment", "python", "packages", "locked", "built", "key")
+        size, common = shared.get(state.key, (0, 0))
+        parts = [f"{size / 2**20:.0f} MiB", f"{100 * common / size:.0f} %"] if size else ["", ""]
+        when = used.get(state.key)
+        last = datetime.datetime.fromtimestamp(when).strftime("%Y-%m-%d %H:%M") if when else ""
+        rows.append([state.spec.name, state.python, lock, built, *parts, last, state.key[:12]])
+    print_table(rows, "environment", "python", "locked", "built", "archives", "shared", "last used", "key")
 
 
 @contextlib.contextmanager

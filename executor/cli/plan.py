@@ -23,6 +23,7 @@ from executor.manifest import Manifest
 def plan_command(workflow: str, runtime: str, as_json: bool) -> None:
     """Say what running WORKFLOW would lock and build, in which order, and what is missing where."""
     manifest, task = describe(workflow, Path.cwd())
+    manifest.check_calls(task.name)
     chosen, note = runs.choose_runtime(runtime)
     with (
         ConsoleView(verbose=False, quiet=True) as view,
@@ -41,7 +42,7 @@ def plan_command(workflow: str, runtime: str, as_json: bool) -> None:
 
 def _row(manifest: Manifest, state: State) -> list[str]:
     shape = manifest.environments[state.spec.name].shape
-    lock = f"{state.packages} packages" if state.lock else "to be made"
+    lock = state.problem or (f"{state.packages} packages" if state.lock else "to be made")
     built = "there" if state.built else "to be built"
     return [state.spec.name, f"{shape.cpus:g}", f"{shape.memory_bytes / 2**30:g} GiB", lock, built, state.key[:12]]
 
@@ -51,7 +52,13 @@ def _document(manifest: Manifest, task: str, runtime: str, states: list[State]) 
         "task": task,
         "runtime": runtime,
         "environments": [
-            {"name": state.spec.name, "spec": str(state.spec.path), "locked": bool(state.lock), "built": state.built}
+            {
+                "name": state.spec.name,
+                "spec": str(state.spec.path),
+                "locked": bool(state.lock) and not state.problem,
+                "problem": state.problem or None,
+                "built": state.built,
+            }
             for state in states
         ],
         "missing": {module: list(places) for module, places in manifest.missing.items()},

@@ -20,7 +20,7 @@ _STYLES = {"succeeded": "green", "failed": "red", "cancelled": "yellow", "interr
 
 @click.command("runs")
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON list.")
-@click.option("-n", "most", default=20, show_default=True, help="How many, newest first.")
+@click.option("-n", "most", type=click.IntRange(min=1), default=20, show_default=True, help="How many, newest first.")
 def runs_command(as_json: bool, most: int) -> None:
     """List the runs of this machine, newest first."""
     home = machine.home()
@@ -54,7 +54,7 @@ def show_command(run: str, as_json: bool) -> None:
     root = view.root_call
     if root and root.error:
         click.echo(render_failure(root.error))
-    if view.outputs.exists():
+    if view.outputs.exists() and any(view.outputs.iterdir()):
         click.echo(f"outputs: {view.outputs}")
 
 
@@ -72,7 +72,8 @@ def logs_command(run: str, call: str | None) -> None:
             click.echo(click.style(f"== {each.id} {each.task}", bold=True))
         if log.exists():
             sys.stdout.flush()
-            sys.stdout.buffer.write(log.read_bytes())
+            text = log.read_bytes()
+            sys.stdout.buffer.write(text + b"\n" * (not text.endswith(b"\n") and text != b""))
     sys.stdout.flush()
 
 

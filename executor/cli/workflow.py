@@ -82,7 +82,7 @@ def _report(view: RunView, as_json: bool) -> None:
             f"  hint: `run-local show {view.id}` tells more, `run-local logs {view.id}` what the tasks printed",
             err=True,
         )
-    if view.outputs.exists():
+    if view.outputs.exists() and any(view.outputs.iterdir()):
         click.echo(f"outputs: {view.outputs}", err=True)
     sys.stdout.flush()
 

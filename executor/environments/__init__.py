@@ -21,7 +21,7 @@ from typing import Any
 
 from executor import dockerd, machine
 from executor.data.leases import scratch_folder
-from executor.environments import archives, image, prefix
+from executor.environments import archives, image, prefix, usage
 from executor.environments.base import Base, find_base
 from executor.environments.lock import (
     Lock,
@@ -35,6 +35,7 @@ from executor.environments.lock import (
 )
 from executor.environments.progress import Progress, Say, side_by_side
 from executor.environments.spec import Spec, find_spec, read_spec, spec_names
+from executor.environments.usage import Use
 from executor.errors import BuildError, EnvironmentFailed, LockError
 
 __all__ = [
@@ -74,10 +75,14 @@ class Built:
 
 @dataclass(frozen=True, kw_only=True)
 class State:
-    """How far an environment has come; `key` and `python` are known once it is locked."""
+    """How far an environment has come; `key` and `python` are known once it is locked.
+
+    problem: why a run would refuse the lock, in a word or two; empty where it would not
+    """
 
     spec: Spec
     lock: Path | None
+    problem: str
     key: str
     python: str
     packages: int
@@ -103,9 +108,11 @@ class Builder:
     def __init__(self, runtime: str, home: Path, progress: Progress) -> None:
         self._home, self._progress = home, progress
         self._client: Any = dockerd.connect() if runtime == "docker" else None
+        self._held = contextlib.ExitStack()
 
     def close(self) -> None:
-        """Close the connection to the engine."""
+        """Close the connection to the engine, and give back what was built: housekeeping may have it."""
+        self._held.close()
         if self._client:
             self._client.close()
 
@@ -122,6 +129,13 @@ class Builder:
         """
         if machine.offline():
             self._refuse_what_needs_network(specs)
+        with usage.hold(self._home, usage.MAKING):
+            built = self._build_all(specs, root)
+        for each in built:
+            ready(each)
+        return {each.name: each for each in built}
+
+    def _build_all(self, specs: Sequence[Spec], root: Path | None) -> list[Built]:
         began = time.monotonic()
         locked = dict(zip(specs_by_name(specs), self._side_by_side(self._lock, specs), strict=True))
         popularity = _Popularity([made for _, made in locked.values()], lambda: self._locks_beside(root, specs))
@@ -130,10 +144,7 @@ class Builder:
             base, made = locked[spec.name]
             return self._build(spec, base, made, popularity, began, say)
 
-        built = self._side_by_side(build, specs)
-        for each in built:
-            ready(each)
-        return {each.name: each for each in built}
+        return self._side_by_side(build, specs)
 
     def build_spec(self, spec: Spec) -> Built:
         """Lock and build one environment."""
@@ -141,7 +152,8 @@ class Builder:
 
     def lock(self, spec: Spec, request: Request | None = None) -> tuple[Base | None, Lock]:
         """The lock of a specification, and the base that it was made for; made anew where that is requested."""
-        return self._lock(spec, self._say(spec.name), request)
+        with usage.hold(self._home, usage.MAKING):
+            return self._lock(spec, self._say(spec.name), request)
 
     def check(self, spec: Spec) -> Check:
         """Whether the lock of a specification, committed or made here, fits it; nothing is changed."""
@@ -150,7 +162,10 @@ class Builder:
         path = path if path.exists() else last_lock(spec, home=self._home) or path
         if not path.exists():
             return Check(lock=None, differences=[], solved=None)
-        found = read_lock(path)
+        try:
+            found = read_lock(path)
+        except LockError as exc:
+            return Check(lock=None, differences=[str(exc)], solved=None)
         if found.spec == spec.digest:
             return Check(lock=found, differences=[], solved=None)
         solved = None
@@ -165,14 +180,26 @@ class Builder:
         base, glibc = self._look_at_base(spec)
         found = find_lock(spec, home=self._home, glibc=glibc)
         if not found.exists():
-            return State(spec=spec, lock=None, key="", python="", packages=0, built=False)
-        locked = read_lock(found)
+            return State(spec=spec, lock=None, problem="", key="", python="", packages=0, built=False)
+        try:
+            locked = read_lock(found)
+        except LockError:
+            return State(spec=spec, lock=found, problem="unreadable", key="", python="", packages=0, built=False)
+        problem = "" if locked.spec == spec.digest else "out of date"
         key = _key(spec, locked, base)
         if self._client:
             built = bool(base) and image.find_image(self._client, spec.name, key) is not None
         else:
             built = not prefix.damage(prefix.prefix_path(key, self._home))
-        return State(spec=spec, lock=found, key=key, python=locked.python, packages=len(locked.packages), built=built)
+        return State(
+            spec=spec,
+            lock=found,
+            problem=problem,
+            key=key,
+            python=locked.python,
+            packages=len(locked.packages),
+            built=built and not problem,
+        )
 
     def _lock(self, spec: Spec, say: Say, request: Request | None = None) -> tuple[Base | None, Lock]:
         base = find_base(spec, self._client, home=self._home, say=say) if self._client else None
@@ -183,6 +210,7 @@ class Builder:
         self, spec: Spec, base: Base | None, locked: Lock, popularity: _Popularity, began: float, say: Say
     ) -> Built:
         key = _key(spec, locked, base)
+        self._held.enter_context(usage.hold(self._home, key))
         made_image, made_prefix = None, None
         if base:
             made_image = image.find_image(self._client, spec.name, key) or image.make_image(
@@ -190,6 +218,7 @@ class Builder:
             )
         else:
             made_prefix = prefix.make_prefix(spec, locked, key, home=self._home, say=say)
+        self._note(spec, key, locked)
         say("ready", "")
         return Built(
             name=spec.name,
@@ -200,6 +229,13 @@ class Builder:
             lock=locked.path,
             seconds=round(time.monotonic() - began, 3),
         )
+
+    def _note(self, spec: Spec, key: str, locked: Lock) -> None:
+        """Let housekeeping know what an environment consists of."""
+        parts = image.part_keys(locked).values() if self._client else ()
+        archives = tuple(package.sha256 for package in locked.packages)
+        lock = str(locked.path)
+        usage.note(self._home, Use(name=spec.name, key=key, lock=lock, archives=archives, parts=tuple(parts)))
 
     def _locks_beside(self, root: Path | None, specs: Sequence[Spec]) -> list[Lock]:
         """The locks of the project's other environments, where there are any that can be read."""

@@ -110,8 +110,11 @@ class Fetcher:
         source = local_path(url)
         if source:
             if not source.is_file():
-                hint = "`run-local lock` solves again"
-                raise BuildError(f"the archive of `{archive.name}` is gone", why=str(source), hint=hint)
+                raise BuildError(
+                    f"the archive of `{archive.name}` is gone",
+                    why=str(source),
+                    hint="a lock that names files holds on the machine that it was made on; `run-local lock` makes another",
+                )
             with source.open("rb") as stream:
                 while chunk := stream.read(_CHUNK):
                     digest.update(chunk)

@@ -76,9 +76,14 @@ def make_image(
     return made
 
 
+def part_keys(lock: Lock) -> dict[str, str]:
+    """The key of the part that each package of a lock is, by its sha256."""
+    return {package.sha256: layers.part_key(asdict(package), lock.python, PREFIX) for package in lock.packages}
+
+
 def _layers(lock: Lock, popularity: Mapping[str, int], room: int, home: Path, say: Say) -> list[Layer]:
     """The layers of a lock; packages that were no part of any image yet are installed and packed now."""
-    keys = {package.sha256: layers.part_key(asdict(package), lock.python, PREFIX) for package in lock.packages}
+    keys = part_keys(lock)
     with contextlib.ExitStack() as held:
         for key in sorted(key for key in keys.values() if not layers.find_part(key, home)):
             waits = functools.partial(say, "pack", "waits for another environment that packs the same")

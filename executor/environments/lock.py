@@ -232,9 +232,9 @@ def _where(requirement: str, spec: Spec) -> str:
 
 def _no_lock_offline(spec: Spec) -> LockError:
     return LockError(
-        f"environment `{spec.name}` has no lock",
+        f"environment `{spec.name}` cannot be locked",
         why="solving it needs the network, and we are offline",
-        hint=f"run `run-local lock {spec.name}` where there is a network, or a run without `--offline`",
+        hint=f"run `run-local lock {spec.name}` without `--offline`",
     )
 
 

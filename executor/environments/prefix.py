@@ -38,6 +38,8 @@ def make_prefix(spec: Spec, lock: Lock, key: str, *, home: Path, say: Say) -> Pa
         if damaged:
             if target.exists():
                 say("install", f"it was changed ({damaged}): making it anew")
+            if spec.apt:
+                say("install", f"no part of a prefix, and to be on this machine: {', '.join(spec.apt)} (apt)")
             with (
                 installed(lock, str(target), home=home, say=say) as folder,
                 full_disk("a prefix cannot be published"),
@@ -112,7 +114,9 @@ def _list_files(folder: Path, target: Path) -> None:
 def _verify(spec: Spec, folder: Path, lock: Lock) -> None:
     """Start the Python of a prefix and let it look at its packages; one that fails gets no name."""
     try:
-        done = machine.run([str(folder / "bin/python"), *verify.arguments(spec, lock)], cwd=folder)
+        path = f"{folder}/bin:{os.environ.get('PATH', os.defpath)}"
+        variables = {**os.environ, **spec.variables, "PATH": path, "CONDA_PREFIX": str(folder)}
+        done = machine.run([str(folder / "bin/python"), *verify.arguments(spec, lock)], cwd=folder, env=variables)
         said = done.stdout + done.stderr
     except OSError as exc:
         said = str(exc)
