@@ -86,7 +86,8 @@ def describe(workflow: str, start: Path, patience_s: float = PATIENCE_S) -> tupl
     root = find_root(start)
     if place:
         path = _named_file(place, start, root)
-        root = root if path.is_relative_to(root) else find_root(path.parent)
+        if _is_file(place):
+            root = find_root(path.parent)
     else:
         path = _find(name, environment, root)
     manifest = _ask(path, root, patience_s)
@@ -109,18 +110,25 @@ def find_root(start: Path) -> Path:
 # -- which file --------------------------------------------------------------------------------------------------------
 
 
+def _is_file(place: str) -> bool:
+    return place.endswith(".py") or os.sep in place
+
+
 def _named_file(place: str, start: Path, root: Path) -> Path:
     """The file that `file.py` or `package.module` means."""
-    if place.endswith(".py") or os.sep in place:
+    if _is_file(place):
         path = next((base / place for base in (start, root) if (base / place).is_file()), None)
         if path is None:
             raise UsageError(f"there is no file `{place}`", why=f"it is not in `{start}`")
         return path.resolve()
     ending = os.sep + place.replace(".", os.sep)
     files = [path for path in _python_files(root) if str(path).endswith((ending + ".py", ending + "/__init__.py"))]
-    for path in sorted(files, key=lambda path: len(path.parts)):
-        if _importable(path, root)[0] == place:
-            return path
+    fitting = [path for path in files if _importable(path, root)[0] == place]
+    if len(fitting) == 1:
+        return fitting[0]
+    if fitting:
+        listed = "\n".join(f"`{path.relative_to(root)}`" for path in sorted(fitting))
+        raise UsageError(f"`{place}` is the name of several modules", why=listed, hint="name the file: `file.py:task`")
     raise UsageError(f"there is no module `{place}`", why=f"no file below `{root}` is imported under that name")
 
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import re
+import shlex
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from textwrap import dedent
@@ -36,8 +39,16 @@ FLOW = """
 
 
     @env.task
-    def call_stranger() -> int:
+    def call_openly() -> int:
         return elsewhere()
+
+
+    HIDDEN = [elsewhere]  # in a place that reading the source does not see
+
+
+    @env.task
+    def call_stranger() -> int:
+        return HIDDEN[0]()
 
 
     @huge.task
@@ -60,7 +71,7 @@ def told(done: Finished, root: Path) -> str:
     """What it said, without what differs from one run and one machine to the next."""
     text = done.stderr.replace(str(root), "PROJECT")
     text = text.replace(
-        "`ask_for_gpu`, `ask_for_memory`, `call_stranger`, `elsewhere`, `without_spec`, `work`", "TASKS"
+        "`ask_for_gpu`, `ask_for_memory`, `call_openly`, `call_stranger`, `elsewhere`, `without_spec`, `work`", "TASKS"
     )
     text = re.sub(r"run \d{8}-\d{6}-[0-9a-f]{4}", "run ID", text)
     text = re.sub(r"(run-local (show|logs)) \d{8}-\d{6}-[0-9a-f]{4}", r"\1 ID", text)
@@ -181,19 +192,19 @@ def test_impossible_declarations(run_local: RunLocal, project: MakeProject, sour
         (
             "channels: [conda-forge]\ndependencis:\n  - python\n",
             """
-              why: environment.yml:2: unknown key `dependencis` in environment.yml; did you mean `dependencies`?
+              why: envs/leaf/environment.yml:2: unknown key `dependencis` in environment.yml; did you mean `dependencies`?
             """,
         ),
     ],
 )
 def test_a_wrong_specification(run_local: RunLocal, project: MakeProject, spec: str, text: str) -> None:
-    """Exit code 3, with the line; the run has begun and its record says that it failed."""
+    """Exit code 3, with the line, before a run has begun."""
     root = project({"flow.py": FLOW}, {"leaf": spec, "root": PYTHON})
     done = run_local("call_stranger", "--runtime", "process", cwd=root)
     assert done.code == 3, done.stderr
     assert dedent(text).strip() in told(done, root)
     assert "Traceback" not in done.stderr
-    assert run_local("runs", "-n", "1", cwd=root).stdout.count("failed") == 1
+    assert not done.stderr.startswith("run ")
 
 
 def test_an_environment_without_specification(run_local: RunLocal, project: MakeProject) -> None:
@@ -219,25 +230,76 @@ def test_a_specification_that_nothing_satisfies(run_local: RunLocal, project: Ma
 
 
 @pytest.mark.parametrize(
-    ("task", "environment", "reason"),
+    ("task", "reason"),
     [
-        ("ask_for_memory", "huge", "it asks for 4000 GiB of memory, and this machine offers N"),
-        ("ask_for_gpu", "gpu", "it asks for 1 GPUs, and this machine offers N"),
+        ("ask_for_memory", "`huge` asks for 4000.0 GiB of memory, and there are N GiB"),
+        ("ask_for_gpu", "`gpu` asks for 1 GPU, and run-local has none to give"),
     ],
 )
 def test_more_than_the_machine_has(
-    run_local: RunLocal, project: MakeProject, runtime: str, task: str, environment: str, reason: str
+    run_local: RunLocal, project: MakeProject, runtime: str, task: str, reason: str
 ) -> None:
-    """Refused loudly, never left to wait, and never run with less."""
+    """Refused before anything is made, never left to wait, and never run with less."""
     root = project({"flow.py": FLOW}, {"leaf": PYTHON, "root": PYTHON})
     done = run_local(task, "--runtime", runtime, cwd=root)
-    assert (done.code, done.stdout) == (1, "")
-    error = told(done, root)
-    assert error[error.index("error: ") :] == (
-        f"error: task `{environment}.{task}` failed: rejected: {reason}\n"
-        f"  in environment `{environment}`, call 1\n"
-        "  hint: `run-local show ID` tells more, `run-local logs ID` what the tasks printed\n"
+    assert (done.code, done.stdout) == (4, "")
+    assert re.sub(r"[0-9.]+ GiB$", "N GiB", told(done, root), flags=re.MULTILINE) == (
+        f"error: this machine is too small\n  why: {reason}\n"
+        "  hint: ask for less: `resources=Resources(cpu=…, memory=…)`\n"
     )
+
+
+def test_a_call_that_the_source_shows_and_nothing_declares(run_local: RunLocal, project: MakeProject) -> None:
+    """Refused before anything is made, with the way to it."""
+    root = project({"flow.py": FLOW}, {"leaf": PYTHON, "root": PYTHON})
+    done = run_local("call_openly", "--runtime", "process", cwd=root)
+    assert (done.code, done.stdout) == (2, "")
+    assert told(done, root) == (
+        "error: `leaf.call_openly` calls `root.elsewhere`, and its environment does not depend on that one's\n"
+        "  why: leaf.call_openly (flow.py:22) → root.elsewhere\n"
+        "  hint: declare it where `leaf` is: `depends_on=[…]` with `root`\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["plan"], "missing argument 'WORKFLOW'"),
+        (["runs", "-n", "0"], "invalid value for '-n'"),
+        (["lock", "--check", "--update", "x"], "`--check` changes nothing"),
+        (["--nonsense"], "no such option '--nonsense'"),
+        (["gc", "--older-than", "soon"], "`--older-than` does not understand `soon`"),
+    ],
+)
+def test_a_wrong_use_of_a_command(run_local: RunLocal, project: MakeProject, arguments: list[str], text: str) -> None:
+    """Told like every mistake; with `--json` there is one document, too."""
+    root = project({"flow.py": FLOW}, {"leaf": PYTHON})
+    done = run_local(*arguments, cwd=root)
+    assert (done.code, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: ")
+    assert text in done.stderr
+    as_json = run_local(*arguments, "--json", cwd=root)
+    if "json" not in as_json.stderr:
+        assert text in as_json.document["error"]["what"]
+
+
+@pytest.mark.parametrize(
+    ("redirection", "code", "text"),
+    [(">/dev/full", 4, "there is no room left"), (">&-", 0, ""), ("<&- >&- 2>&-", 0, ""), ("| head -c1", 0, "")],
+)
+def test_output_that_goes_nowhere(
+    run_local: RunLocal, project: MakeProject, redirection: str, code: int, text: str
+) -> None:
+    """A full disk is said; closed streams and readers that leave are no errors, and nothing of ours lands elsewhere."""
+    root = project({"flow.py": FLOW}, {"leaf": PYTHON})
+    run_local_path = Path(sys.executable).with_name("run-local")
+    line = f"{shlex.quote(str(run_local_path))} work --help {redirection}"
+    done = subprocess.run(
+        ["bash", "-c", line], cwd=root, env=run_local.variables, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, text in done.stderr) == (code, True), done.stderr
+    assert "Traceback" not in done.stderr
+    assert "bug of ours" not in done.stderr
 
 
 def test_a_call_of_an_undeclared_environment(run_local: RunLocal, project: MakeProject, runtime: str) -> None:
