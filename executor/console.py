@@ -30,6 +30,7 @@ from executor.events import (
     RunStarted,
 )
 
+_LONGEST_LINE = 64 * 2**10
 _QUICK_S = 0.5
 
 
@@ -124,6 +125,8 @@ class ConsoleView:
             return
         key = (fact.call, fact.stream)
         *lines, rest = (self._partial.get(key, b"") + fact.data).split(b"\n")
+        if len(rest) > _LONGEST_LINE:
+            lines, rest = [*lines, rest], b""
         self._partial[key] = rest
         for line in lines:
             self._log_line(fact.call, line)

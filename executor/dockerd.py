@@ -202,4 +202,5 @@ def _socket() -> str:
 def _reason(exc: BaseException) -> str:
     """The engine's own words."""
     explanation = getattr(exc, "explanation", None)
-    return str(explanation or exc).strip().splitlines()[-1][:500]
+    lines = str(explanation or exc).strip().splitlines() or [type(exc).__name__]
+    return lines[-1][:500]

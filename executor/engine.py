@@ -10,21 +10,24 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import itertools
 import shutil
 import signal
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, get_args
 
-from executor.data.store import FileRef, Store, ValueRef
+from executor.data.store import FileRef, Store, ValueRef, ValueRefused
 from executor.environments import Built
 from executor.errors import MachineError, RunLocalError
 from executor.events import (
     AttemptEnded,
     AttemptStarted,
+    CallCancelled,
     CallEnded,
     CallSubmitted,
     CancelAttempt,
@@ -44,8 +47,11 @@ from executor.runtimes.pool import SlotPool
 from executor.runtimes.slot import Slot
 from executor.scheduling.state import Machine, SchedulerFact, SchedulerState
 from executor.stories import Story, error_story, outcome_story, read_story
+from executor.worker.protocol import ProtocolError
 
 Listener = Callable[[Fact], None]
+
+_STORED_AT_ONCE = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,6 +87,7 @@ class Plan:
             key=made.key,
             image=made.image,
             prefix=made.prefix,
+            variables=made.variables,
             shape=shape,
             project=self.project,
             import_roots=self.manifest.import_roots,
@@ -97,14 +104,22 @@ class _Call:
     number: int  # the caller's own number for it
     made_in: int  # the attempt of the caller that made it, and that alone gets the answer
     inputs: ValueRef
+    cancelled: asyncio.Event = field(default_factory=asyncio.Event)
+    taking: asyncio.Future[Slot] | None = None  # the slot of the attempt that begins
     slot: Slot | None = None
     attempt: int = 0
     started: float = 0.0
+    made: dict[int, str] = field(default_factory=dict)  # the calls of this attempt, by its own numbers for them
     children: itertools.count[int] = field(default_factory=lambda: itertools.count(1))
     given: dict[str, FileRef] = field(default_factory=dict)
     value: ValueRef | None = None
     preview: Mapping[str, Any] | None = None
     error: Story | None = None
+
+    def begin(self, attempt: int) -> None:
+        """Forget what an earlier attempt came to."""
+        self.attempt, self.started, self.error = attempt, time.monotonic(), None
+        self.made.clear()
 
 
 class Engine:
@@ -115,7 +130,8 @@ class Engine:
         self._state = SchedulerState(plan.machine)
         self._calls: dict[str, _Call] = {}
         self._facts: asyncio.Queue[SchedulerFact | _Broken] = asyncio.Queue()
-        self._attempts: dict[str, asyncio.Task[None]] = {}
+        self._attempts: set[asyncio.Task[None]] = set()
+        self._threads = ThreadPoolExecutor(_STORED_AT_ONCE, thread_name_prefix="store")
         self._pool = SlotPool(runtime, plan.launch)
         self._ended: dict[str, CallEnded] = {}
 
@@ -129,9 +145,14 @@ class Engine:
                 await self._loop()
             status = self._ended["1"].status
             return self._ended["1"]
+        except (asyncio.CancelledError, KeyboardInterrupt):
+            status = "cancelled"
+            raise
         finally:
-            await self._close()
-            self._listen(RunEnded(status=status, seconds=round(time.monotonic() - began, 3)))
+            try:
+                await self._close()
+            finally:  # also when somebody is in too much of a hurry for a clean end
+                self._listen(RunEnded(status=status, seconds=round(time.monotonic() - began, 3)))
 
     async def _loop(self) -> None:
         while "1" not in self._ended or self._state.live:
@@ -146,19 +167,16 @@ class Engine:
         match command:
             case StartAttempt():
                 attempt = asyncio.ensure_future(self._attempt(command.call, command.attempt))
-                self._attempts[command.call] = attempt
+                self._attempts.add(attempt)
                 attempt.add_done_callback(self._surface)
             case CancelAttempt():
-                slot = self._calls[command.call].slot
-                if slot:
-                    slot.send({"kind": "CANCEL"})
-                else:
-                    self._attempts[command.call].cancel()
+                self._cancel(self._calls[command.call])
             case EndCall():
                 self._end(command)
 
     def _surface(self, attempt: asyncio.Task[None]) -> None:
         """An attempt that broke in our own hands ends the run, loudly."""
+        self._attempts.discard(attempt)
         if not attempt.cancelled() and (error := attempt.exception()):
             self._facts.put_nowait(_Broken(error))
 
@@ -195,17 +213,36 @@ class Engine:
         self._listen(ended)
         caller = self._calls.get(call.parent or "")
         if caller and caller.slot and caller.attempt == call.made_in:
-            header: dict[str, Any] = {"kind": "ANSWER", "id": call.number}
-            if error or call.value is None:
-                caller.slot.send({**header, "error": error})
-            else:
-                place, body = self._place(caller, call.value)
-                caller.slot.send({**header, "value": place}, body)
+            self._answer(caller, caller.slot, call, error)
         del self._calls[command.call]
+
+    def _answer(self, caller: _Call, slot: Slot, call: _Call, error: Story | None) -> None:
+        """Tell the caller's attempt what became of its call; a value that cannot be given is a failure, too."""
+        header = {"kind": "ANSWER", "id": call.number}
+        if error is None and call.value:
+            try:
+                place, body = self._place(caller, call.value)
+                slot.send({**header, "value": place}, body)
+                return
+            except (MachineError, ProtocolError) as exc:
+                error = _story_of(exc, task=call.task.name, environment=call.task.environment)
+        try:
+            slot.send({**header, "error": error})
+        except ProtocolError as exc:
+            slot.send({**header, "error": _story_of(exc, task=call.task.name, environment=call.task.environment)})
+
+    def _cancel(self, call: _Call) -> None:
+        """Stop the attempt of a call, however far it is; that ends in an `AttemptEnded` like every other."""
+        call.cancelled.set()
+        if call.taking:
+            call.taking.cancel()
+        elif call.slot:
+            call.slot.send({"kind": "CANCEL"})
 
     def _place(self, call: _Call, value: ValueRef) -> tuple[dict[str, Any], bytes]:
         assert call.slot is not None
-        place, body = self._store.place(value, call.slot.inputs)
+        share = not call.slot.hello.get("inputs_writable")
+        place, body = self._store.place(value, call.slot.inputs, share=share)
         for each, file in zip(place["files"], value.files, strict=True):
             call.given[each["at"]] = file
         return place, body
@@ -215,19 +252,57 @@ class Engine:
     async def _attempt(self, name: str, number: int) -> None:
         """One attempt, from a slot to its end; whatever happens becomes one `AttemptEnded`."""
         call = self._calls[name]
-        call.attempt, call.started, call.error = number, time.monotonic(), None
-        try:
-            slot = await self._pool.take(call.task.environment)
-        except asyncio.CancelledError:
-            self._attempt_ended(name, {"outcome": "cancelled"})
-            return
-        except MachineError as exc:
-            environment = call.task.environment
-            call.error = error_story(exc, task=call.task.name, environment=environment, call=name, code="rejected")
-            self._attempt_ended(name, {"outcome": "rejected"})
+        call.begin(number)
+        slot = await self._take_slot(name, call)
+        if slot is None:
+            self._attempt_ended(name, {"outcome": "rejected" if call.error else "cancelled"})
             return
         call.slot = slot
         self._listen(AttemptStarted(call=name, attempt=number, container=slot.container))
+        usable, verdict = await self._use(name, call, slot)
+        call.slot = None
+        if usable:
+            self._pool.give_back(call.task.environment, slot)
+        else:
+            await self._pool.stop(slot)
+        self._attempt_ended(name, verdict)
+
+    async def _take_slot(self, name: str, call: _Call) -> Slot | None:
+        """A slot for an attempt; None when it was cancelled before it had one, or there is none (`call.error`)."""
+        if call.cancelled.is_set():
+            return None
+        environment = call.task.environment
+        call.taking = asyncio.ensure_future(self._pool.take(environment))
+        try:
+            slot = await call.taking
+        except asyncio.CancelledError:
+            return None
+        except MachineError as exc:
+            call.error = error_story(exc, task=call.task.name, environment=environment, call=name, code="rejected")
+            return None
+        finally:
+            call.taking = None
+        if call.cancelled.is_set():
+            self._pool.give_back(environment, slot)
+            return None
+        return slot
+
+    async def _use(self, name: str, call: _Call, slot: Slot) -> tuple[bool, dict[str, Any]]:
+        """Run an attempt in its slot: whether the slot can be used again, and the verdict."""
+        try:
+            self._hand_over(name, call, slot)
+            verdict = await self._serve(name, call, slot)
+        except (LookupError, TypeError, ValueError, AttributeError):
+            verdict = None  # what the agent said is not what an agent says
+        except ValueRefused as exc:
+            call.error = self._error_story(name, exc)
+            return False, {"outcome": "raised"}
+        except ProtocolError as exc:
+            call.error = self._error_story(name, exc)
+            return False, {"outcome": "rejected"}
+        return verdict is not None, verdict or {"outcome": "lost"}
+
+    def _hand_over(self, name: str, call: _Call, slot: Slot) -> None:
         place, body = self._place(call, call.inputs)
         slot.send(
             {
@@ -242,17 +317,6 @@ class Engine:
             },
             body,
         )
-        try:
-            ended = await self._serve(name, call, slot)
-        except (LookupError, TypeError, ValueError, AttributeError):
-            ended = None  # what the agent said is not what an agent says
-        call.slot = None
-        if ended is None:
-            ended = {"outcome": "lost"}
-            await self._pool.stop(slot)
-        else:
-            self._pool.give_back(call.task.environment, slot)
-        self._attempt_ended(name, ended)
 
     async def _serve(self, name: str, call: _Call, slot: Slot) -> dict[str, Any] | None:
         """Take the attempt's frames until it is over; answers with the agent's verdict, or None if it is lost."""
@@ -263,7 +327,9 @@ class Engine:
             if kind == "LOG":
                 self._listen(LogWritten(call=name, stream=header["stream"], data=body))
             elif kind == "CALL":
-                self._nested(name, call, slot, header, body)
+                await self._nested(name, call, slot, header, body)
+            elif kind == "CANCEL":
+                self._abandon(call, header["id"])
             elif kind == "RESULT":
                 result = frame
             elif kind == "ERROR":
@@ -271,25 +337,34 @@ class Engine:
             elif kind == "ENDED":
                 if result and header["outcome"] == "ok":
                     call.value = await self._commit(call, slot, *result)
-                    call.preview = result[0]["preview"] if "json" in result[0]["preview"] else {"text": "?"}
+                    call.preview = _checked_preview(result[0]["preview"])
                 return _checked_verdict(header)
         return None
 
     async def _commit(self, call: _Call, slot: Slot, header: dict[str, Any], body: bytes) -> ValueRef:
+        """Commit a value that an attempt made; a large one on another thread, while the loop goes on."""
+        taking = functools.partial(self._store.take, header["value"], body, slot.outputs, call.given)
         if header["value"].get("name") is None and not header["value"].get("files"):
-            return self._store.take(header["value"], body, slot.outputs, call.given)
-        return await asyncio.to_thread(self._store.take, header["value"], body, slot.outputs, call.given)
+            return taking()
+        return await asyncio.get_running_loop().run_in_executor(self._threads, taking)
 
-    def _nested(self, name: str, call: _Call, slot: Slot, header: dict[str, Any], body: bytes) -> None:
+    async def _nested(self, name: str, call: _Call, slot: Slot, header: dict[str, Any], body: bytes) -> None:
         """A task called another one: make a call of it, or refuse it at once."""
         number = int(header["id"])
         try:
-            inputs = self._store.take(header["value"], body, slot.outputs, call.given)
+            inputs = await self._commit(call, slot, header, body)
             task = self._callable(call.task, str(header["task"]))
         except RunLocalError as exc:
             slot.send({"kind": "ANSWER", "id": number, "error": error_story(exc, task=str(header["task"]))})
             return
-        self._submit(f"{name}.{next(call.children)}", _Call(task, name, number, call.attempt, inputs))
+        call.made[number] = f"{name}.{next(call.children)}"
+        self._submit(call.made[number], _Call(task, name, number, call.attempt, inputs))
+
+    def _abandon(self, call: _Call, number: int) -> None:
+        """A task does not wait for one of its calls any more."""
+        made = call.made.get(number, "")
+        if made in self._calls:
+            self._facts.put_nowait(CallCancelled(call=made))
 
     def _callable(self, caller: TaskEntry, name: str) -> TaskEntry:
         task = self._plan.manifest.tasks.get(name)
@@ -302,6 +377,10 @@ class Engine:
                 hint=f"declare it: `TaskEnvironment({caller.environment!r}, depends_on=[…])`",
             )
         return task
+
+    def _error_story(self, name: str, exc: Exception) -> Story:
+        task = self._calls[name].task
+        return _story_of(exc, task=task.name, environment=task.environment, call=name)
 
     def _outcome_story(self, name: str, outcome: str, **more: Any) -> Story:
         task = self._calls[name].task
@@ -346,19 +425,31 @@ class Engine:
             give_back()
 
     async def _close(self) -> None:
-        for attempt in self._attempts.values():
+        attempts = list(self._attempts)
+        for attempt in attempts:
             attempt.cancel()
-        await asyncio.gather(*self._attempts.values(), return_exceptions=True)
+        await asyncio.gather(*attempts, return_exceptions=True)
         for call in self._calls.values():
             if call.slot:
                 call.slot.hang_up()
         await self._pool.close()
+        self._threads.shutdown()
         shutil.rmtree(self._plan.folder / "slots", ignore_errors=True)
 
 
 @dataclass(frozen=True, slots=True)
 class _Broken:
     error: BaseException
+
+
+def _story_of(exc: Exception, *, task: str, environment: str, call: str = "") -> Story:
+    """The story of what went wrong between us and a slot."""
+    error = exc if isinstance(exc, RunLocalError) else RunLocalError(str(exc))
+    return error_story(error, task=task, environment=environment, call=call)
+
+
+def _checked_preview(told: dict[str, Any]) -> dict[str, Any]:
+    return {"json": told["json"]} if "json" in told else {"text": str(told["text"])}
 
 
 def _checked_verdict(header: dict[str, Any]) -> dict[str, Any]:

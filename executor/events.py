@@ -88,6 +88,13 @@ class CallEnded:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CallCancelled:
+    """The caller of a call goes on and waits for it no more."""
+
+    call: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RunCancelled:
     """Somebody wants the run to stop."""
 
@@ -96,10 +103,14 @@ class RunCancelled:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunEnded:
-    """The root call is over, and every slot is gone."""
+    """The root call is over, and every slot is gone.
+
+    error: why the run could not begin, as what, why and hint; a call that failed has its own
+    """
 
     status: Status
     seconds: float
+    error: Mapping[str, str] | None = None
 
 
 Fact = (
@@ -110,6 +121,7 @@ Fact = (
     | LogWritten
     | AttemptEnded
     | CallEnded
+    | CallCancelled
     | RunCancelled
     | RunEnded
 )

@@ -24,7 +24,7 @@ from executor.data.snapshot import take_snapshot
 from executor.data.store import FileRef, Store, ValueRef
 from executor.engine import Engine, Listener, Plan
 from executor.environments import Builder, Built, Progress, Spec, find_spec, usage
-from executor.errors import MachineError
+from executor.errors import MachineError, RunLocalError
 from executor.events import EnvironmentReady, Fact, RunEnded, RunStarted, Status
 from executor.manifest import Manifest, TaskEntry
 from executor.runtimes import Runtime
@@ -85,9 +85,10 @@ def run_workflow(request: Request, listen: Listener, progress: Progress) -> RunV
         record(fact)
         listen(fact)
 
-    def tell_end(status: Status) -> None:
+    def tell_end(status: Status, error: RunLocalError | None = None) -> None:
         if not ended:
-            tell(RunEnded(status=status, seconds=round(time.monotonic() - began, 3)))
+            story = {"what": error.what, "why": error.why, "hint": error.hint} if error else None
+            tell(RunEnded(status=status, seconds=round(time.monotonic() - began, 3), error=story))
 
     began = time.monotonic()
     with (
@@ -112,11 +113,14 @@ def run_workflow(request: Request, listen: Listener, progress: Progress) -> RunV
                 lease=lease,
                 machine=offered,
             )
-        except BaseException as exc:
-            status: Status = "cancelled" if isinstance(exc, KeyboardInterrupt) else "failed"
-            tell_end(status)
-            if status == "failed":
-                raise
+        except RunLocalError as exc:
+            tell_end("failed", exc)
+            raise type(exc)(exc.what, exc.why, exc.hint, {**exc.facts, "run": run}) from exc
+        except KeyboardInterrupt:
+            tell_end("cancelled")
+        except BaseException:
+            tell_end("failed")
+            raise
         else:
             try:
                 asyncio.run(_run(plan, request, store, tell))

@@ -152,14 +152,14 @@ def print_table(rows: Sequence[Sequence[str]], *headers: str) -> None:
 
 def _print_error(exc: RunLocalError) -> int:
     click.echo(click.style("error: ", fg="red", bold=True) + str(exc), err=True)
-    _print_error_document("failed", what=exc.what, why=exc.why, hint=exc.hint)
+    _print_error_document("failed", exc.facts.get("run"), what=exc.what, why=exc.why, hint=exc.hint)
     return exc.exit_code
 
 
-def _print_error_document(status: str, **error: str) -> None:
-    """With `--json` there is one document, also where no run could begin."""
+def _print_error_document(status: str, run: str | None = None, **error: str) -> None:
+    """With `--json` there is one document, also where no run could begin; `run` is there if one was about to."""
     if "--json" in sys.argv:
-        told: dict[str, Any] = {"run": None, "status": status, "runtime": None, "result": None}
+        told: dict[str, Any] = {"run": run, "status": status, "runtime": None, "result": None}
         print_json({**told, "calls": [], "outputs": None, "error": error})
         sys.stdout.flush()
 

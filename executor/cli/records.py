@@ -12,7 +12,7 @@ from executor.cli import print_json, print_table
 from executor.cli.workflow import document
 from executor.console import render_failure
 from executor.data.records import CallView, RunView, read_run, run_ids
-from executor.errors import UsageError
+from executor.errors import RunLocalError, UsageError
 from executor.runs import result_document
 
 _STYLES = {"succeeded": "green", "failed": "red", "cancelled": "yellow", "interrupted": "yellow"}
@@ -54,6 +54,8 @@ def show_command(run: str, as_json: bool) -> None:
     root = view.root_call
     if root and root.error:
         click.echo(render_failure(root.error))
+    if view.error:
+        click.echo(f"error: {RunLocalError(view.error['what'], view.error['why'], view.error['hint'])}")
     if view.outputs.exists() and any(view.outputs.iterdir()):
         click.echo(f"outputs: {view.outputs}")
 

@@ -92,6 +92,7 @@ def document(view: RunView, result: Any) -> dict[str, Any]:
     fields = (
         "id", "parent", "task", "environment", "key", "python", "status", "seconds", "attempts", "container",
     )  # fmt: skip
+    error = view.error or (view.root_call.error if view.root_call else None)
     return {
         "run": view.id,
         "status": view.status,
@@ -99,5 +100,5 @@ def document(view: RunView, result: Any) -> dict[str, Any]:
         "result": result,
         "calls": [{field: getattr(call, field) for field in fields} for call in view.calls.values()],
         "outputs": str(view.outputs),
-        **({"error": view.root_call.error} if view.root_call and view.root_call.error else {}),
+        **({"error": error} if error else {}),
     }

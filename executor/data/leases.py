@@ -44,12 +44,21 @@ def scratch_folder(parent: Path) -> Iterator[Path]:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
+def settle(made: Path, target: Path) -> None:
+    """Give a folder that is whole its final name; another process may have been first, with the same content."""
+    try:
+        made.rename(target)
+    except OSError:
+        if not target.exists():
+            raise
+
+
 def lease_is_held(lease: Path) -> bool:
-    """Whether the process that took this lease still lives."""
+    """Whether the process that took this lease still lives; of a lease that we may not look at, we cannot say no."""
     try:
         with lease.open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    except (BlockingIOError, PermissionError):
         return True
     except OSError:
         pass

@@ -1,7 +1,7 @@
 """The record of a run: a folder with an append-only journal of facts, one log per call, and the user's outputs.
 
     runs/<id>/journal.jsonl    one fact a line: {"fact": "CallEnded", "at": seconds since the epoch, …}
-    runs/<id>/logs/<call>.log  what the task wrote, stdout and stderr as they came
+    runs/<id>/logs/<call>.log  what the task wrote, stdout and stderr as they came (see `log_name`)
     runs/<id>/outputs/         files of the result
 
 The journal is the truth; everything shown of a run is read from it, by `read_run`.
@@ -9,6 +9,7 @@ The journal is the truth; everything shown of a run is read from it, by `read_ru
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import time
@@ -22,6 +23,7 @@ from executor.data.store import full_disk
 from executor.errors import UsageError
 from executor.events import Fact, LogWritten
 
+_LONGEST_NAME = 200
 _RUN_ID = re.compile(r"^[0-9]{8}-[0-9]{6}-[0-9a-f]{4}$")
 
 
@@ -39,7 +41,7 @@ class Record:
         """Append one fact."""
         with full_disk("the record of the run cannot be written"):
             if isinstance(fact, LogWritten):
-                with (self.folder / "logs" / f"{fact.call}.log").open("ab") as log:
+                with (self.folder / "logs" / log_name(fact.call)).open("ab") as log:
                     log.write(fact.data)
                 return
             line = {"fact": type(fact).__name__, "at": round(self._clock(), 3), **asdict(fact)}
@@ -73,7 +75,11 @@ class CallView:
 
 @dataclass(kw_only=True)
 class RunView:
-    """One run as its record tells it. status: running, interrupted, succeeded, failed or cancelled."""
+    """One run as its record tells it.
+
+    status: running, interrupted, succeeded, failed or cancelled
+    error:  why it could not begin, as what, why and hint
+    """
 
     id: str
     folder: Path
@@ -83,6 +89,7 @@ class RunView:
     status: str = "running"
     started: float = 0.0
     seconds: float = 0.0
+    error: dict[str, str] | None = None
     environments: dict[str, dict[str, Any]] = field(default_factory=dict)
     calls: dict[str, CallView] = field(default_factory=dict)
 
@@ -95,6 +102,17 @@ class RunView:
     def outputs(self) -> Path:
         """Where the files of the result are."""
         return self.folder / "outputs"
+
+    def log(self, call: str) -> Path:
+        """Where that is, if anything, which the task of a call wrote."""
+        return self.folder / "logs" / log_name(call)
+
+
+def log_name(call: str) -> str:
+    """The name of a call's log; the id of a deep call is longer than a file's name may be, so its end is a digest."""
+    if len(call) > _LONGEST_NAME:
+        call = f"{call[:_LONGEST_NAME]}~{hashlib.sha256(call.encode()).hexdigest()[:16]}"
+    return f"{call}.log"
 
 
 def read_run(home: Path, run: str) -> RunView:
@@ -175,7 +193,7 @@ def _call_ended(view: RunView, fact: dict[str, Any]) -> None:
 
 
 def _run_ended(view: RunView, fact: dict[str, Any]) -> None:
-    view.status, view.seconds = fact["status"], fact["seconds"]
+    view.status, view.seconds, view.error = fact["status"], fact["seconds"], fact.get("error")
 
 
 _FOLDS: dict[str, Callable[[RunView, dict[str, Any]], None]] = {

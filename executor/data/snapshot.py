@@ -11,7 +11,7 @@ import os
 import shutil
 from pathlib import Path
 
-from executor.data.leases import scratch_folder
+from executor.data.leases import scratch_folder, settle
 from executor.data.sources import source_files
 from executor.data.store import full_disk
 from executor.errors import ProjectError
@@ -59,5 +59,4 @@ def _copy(root: Path, files: list[Path], target: Path) -> None:
             copy.chmod(0o755 if os.access(path, os.X_OK) else 0o644)
         for folder, _, _ in os.walk(temporary):
             Path(folder).chmod(0o755)
-        if not target.exists():
-            temporary.rename(target)
+        settle(temporary, target)

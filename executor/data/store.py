@@ -105,20 +105,27 @@ class Store:
         except (KeyError, TypeError, AttributeError) as exc:
             raise ValueRefused("a task handed over something that is no value", why=repr(exc)) from exc
 
-    def place(self, value: ValueRef, inputs: Path) -> tuple[dict[str, Any], bytes]:
-        """Put a value where a task finds it: its place on the wire, and the frame's body."""
+    def place(self, value: ValueRef, inputs: Path, *, share: bool = True) -> tuple[dict[str, Any], bytes]:
+        """Put a value where a task finds it: its place on the wire, and the frame's body. Raises `MachineError`.
+
+        share: the task cannot write to its inputs, so that they may be the store's own files, under another name
+        """
+        with full_disk("a value cannot be given to a task"):
+            return self._place(value, inputs, share=share)
+
+    def _place(self, value: ValueRef, inputs: Path, *, share: bool) -> tuple[dict[str, Any], bytes]:
         place: dict[str, Any] = {"size": value.size, "name": None, "type": value.type, "files": []}
         body = b""
         if value.size <= INLINE_BYTES:
             body = self.path(value.sha256).read_bytes()
         else:
             place["name"] = value.sha256
-            self._link(value.sha256, inputs / value.sha256)
+            self._give(value.sha256, inputs / value.sha256, share=share)
         for number, file in enumerate(value.files):
             at = f"{file.sha256[:16]}-{number}/{file.name}"
             (inputs / at).parent.mkdir(exist_ok=True)
             (inputs / at).parent.chmod(0o755)
-            self._link(file.sha256, inputs / at)
+            self._give(file.sha256, inputs / at, share=share)
             place["files"].append({"name": file.name, "at": at, "key": file.key})
         return place, body
 
@@ -150,15 +157,9 @@ class Store:
         """Make a file of the task's ours, and commit it: its digest and size."""
         if not _OUTPUT_NAME.match(name):
             raise ValueRefused(f"a task named its output `{name[:80]}`, which no output is called")
-        source = outputs / name
-        mode = os.lstat(source).st_mode
-        if not stat.S_ISREG(mode):
-            raise ValueRefused(f"the output `{name}` of a task is not a regular file")
         with full_disk("a value cannot be stored"), self._new() as (file, temporary):
             file.close()
-            source.replace(temporary)
-            if not stat.S_ISREG(os.lstat(temporary).st_mode):
-                raise ValueRefused(f"the output `{name}` of a task is not a regular file")
+            _move_out(outputs, name, temporary)
             os.chown(temporary, os.getuid(), os.getgid(), follow_symlinks=False)
             temporary.chmod(0o644)
             digest, size = _digest(temporary)
@@ -177,12 +178,34 @@ class Store:
     def _commit(self, temporary: Path, digest: str) -> None:
         target = self.path(digest)
         target.parent.mkdir(exist_ok=True)
-        temporary.chmod(0o644)  # a container reads it as another user
+        temporary.chmod(0o444)  # a container reads it as another user, and nobody changes it
         temporary.replace(target)
 
-    def _link(self, sha256: str, target: Path) -> None:
-        with contextlib.suppress(FileExistsError):
-            os.link(self.path(sha256), target)
+    def _give(self, sha256: str, target: Path, *, share: bool) -> None:
+        if share:
+            with contextlib.suppress(FileExistsError):
+                os.link(self.path(sha256), target)
+            return
+        target.unlink(missing_ok=True)  # the task may have changed what it was given before
+        shutil.copyfile(self.path(sha256), target)
+        target.chmod(0o444)
+
+
+def _move_out(outputs: Path, name: str, target: Path) -> None:
+    """Move a regular file out of a folder that a task writes to, and follow no link that it put there or in its place."""
+    try:
+        folder = os.open(outputs, os.O_DIRECTORY | os.O_NOFOLLOW)
+        try:
+            kinds = [os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode]
+            if stat.S_ISREG(kinds[0]):
+                os.rename(name, target, src_dir_fd=folder)
+                kinds.append(os.lstat(target).st_mode)  # the task may have put another there meanwhile
+        finally:
+            os.close(folder)
+    except (FileNotFoundError, NotADirectoryError, PermissionError) as exc:
+        raise ValueRefused(f"the output `{name}` of a task is gone", why=str(exc.strerror)) from exc
+    if not all(map(stat.S_ISREG, kinds)):
+        raise ValueRefused(f"the output `{name}` of a task is not a regular file")
 
 
 def _plain_name(name: str) -> str:

@@ -60,6 +60,7 @@ _MOST_AT_ONCE = 4
 class Built:
     """An environment that a task can run in: `image` for Docker, `prefix` for the process runtime.
 
+    variables: what its specification sets; an image has them in itself
     key:     the same for the same packages, base and variables, on any machine
     seconds: how long it took, also where it was found built
     """
@@ -69,6 +70,7 @@ class Built:
     python: str
     image: str | None
     prefix: Path | None
+    variables: Mapping[str, str] = field(default_factory=dict)
     lock: Path
     seconds: float = field(compare=False)
 
@@ -226,6 +228,7 @@ class Builder:
             python=locked.python,
             image=made_image,
             prefix=made_prefix,
+            variables=spec.variables,
             lock=locked.path,
             seconds=round(time.monotonic() - began, 3),
         )

@@ -8,6 +8,7 @@ and this machine. A slot is gone, with everything that ever ran in it, as soon a
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -22,6 +23,7 @@ class Launch:
 
     run, number:  name the slot
     environment:  the name of its environment; image or prefix is what it was built into
+    variables:    what its specification sets; an image has them in itself
     project:      the snapshot of the source; import_roots are folders in it
     library:      the folder with run-local's own code for containers
     folder:       the slot's own folder on this machine, made by the runtime
@@ -34,6 +36,7 @@ class Launch:
     key: str
     image: str | None
     prefix: Path | None
+    variables: Mapping[str, str]
     shape: Shape
     project: Path
     import_roots: tuple[str, ...]

@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 
 from executor import dockerd
 from executor.data.leases import lease_is_held
+from executor.data.store import full_disk
 from executor.errors import MachineError
 from executor.runtimes import Launch
 from executor.runtimes.slot import Door, Slot, agent_config, common_variables, make_folders
@@ -89,8 +90,7 @@ def task_environment(launch: Launch) -> dict[str, str]:
 
 
 def _plan_host(launch: Launch, door: Door) -> dict[str, Any]:
-    shape = launch.shape
-    memory = shape.memory_limit_bytes
+    shape, memory = launch.shape, _memory_limit(launch)
     return {
         "network_mode": "bridge",
         "read_only": True,
@@ -118,10 +118,16 @@ def _plan_host(launch: Launch, door: Door) -> dict[str, Any]:
     }
 
 
+def _memory_limit(launch: Launch) -> int | None:
+    """The memory that a slot may use, in whole pages, because that is how the kernel counts it."""
+    asked = launch.shape.memory_limit_bytes
+    return None if asked is None else asked - asked % os.sysconf("SC_PAGE_SIZE")
+
+
 def broken_promises(launch: Launch, hello: dict[str, Any]) -> list[str]:
     """What the engine was asked for and the agent does not see in force."""
     uid, gid = task_user()
-    memory = launch.shape.memory_limit_bytes
+    memory = _memory_limit(launch)
     promises = [
         (hello["pid"] == 1, "the agent is not PID 1"),
         ((hello["uid"], hello["gid"]) == (uid, gid), f"tasks run as {hello['uid']}:{hello['gid']}, not {uid}:{gid}"),
@@ -148,12 +154,14 @@ class DockerRuntime:
 
     async def start(self, launch: Launch) -> Slot:
         """Create and start a container, and wait for its agent."""
-        make_folders(launch.folder, task_user())
+        with full_disk(f"a container of `{launch.environment}` cannot be given its folders"):
+            make_folders(launch.folder, task_user())
         door = Door(self._home, launch.run)
         asked = plan(launch, door)
         container = None
         try:
-            await door.open()
+            with full_disk(f"the socket of a container of `{launch.environment}` cannot be opened"):
+                await door.open()
             container = await self._make(launch.environment, asked)
             await self._ask(self._start, launch.environment, container.id)
             hello, line = await door.wait_hello(container.died.wait(), lambda: self._ask(self._run_to_its_end, asked))
@@ -163,7 +171,7 @@ class DockerRuntime:
                 await self._ask(self._force_removal, container.id)
                 self._containers.pop(container.id, None)
             raise
-        slot = Slot(launch.folder, hello, container.id[:12], line)
+        slot = container.slot = Slot(launch.folder, hello, container.id[:12], line)
         broken = broken_promises(launch, hello)
         if broken:
             await self.stop(slot)
@@ -183,6 +191,9 @@ class DockerRuntime:
 
     async def close(self) -> None:
         """Remove every container that is left."""
+        for container in self._containers.values():
+            if container.slot:
+                container.slot.hang_up()
         await asyncio.gather(*(self._remove(container) for container in list(self._containers.values())))
         self._watch.close()
         self._threads.shutdown()
@@ -267,5 +278,6 @@ class _Container:
 
     def __init__(self, id: str) -> None:
         self.id = id
+        self.slot: Slot | None = None
         self.died = asyncio.Event()
         self.removed = asyncio.Event()

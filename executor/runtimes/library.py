@@ -16,7 +16,7 @@ from pathlib import Path
 import cloudpickle
 
 import executor
-from executor.data.leases import scratch_folder
+from executor.data.leases import scratch_folder, settle
 from executor.data.store import full_disk
 
 _MODULES = ("__init__.py", "authoring.py", "errors.py", "resources.py", "version.py")
@@ -58,5 +58,4 @@ def _write(contents: dict[str, bytes], target: Path) -> None:
         compileall.compile_dir(temporary, quiet=2, invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH)
         for folder in (temporary, *(path for path in temporary.rglob("*") if path.is_dir())):
             folder.chmod(0o755)
-        if not target.exists():
-            temporary.rename(target)
+        settle(temporary, target)

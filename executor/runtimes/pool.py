@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import shutil
 from collections.abc import Callable
+from pathlib import Path
 
 from executor.runtimes import Launch, Runtime
 from executor.runtimes.slot import Slot
@@ -28,22 +29,25 @@ class SlotPool:
         for index, (name, slot) in reversed(list(enumerate(self._idle))):
             if name == environment:
                 del self._idle[index]
-                return slot
+                if slot.is_alive():
+                    return slot
+                self._discard(slot)
         return await self._runtime.start(self._launch(environment, next(self._numbers)))
 
     def give_back(self, environment: str, slot: Slot) -> None:
-        """Keep a slot for the next call of its environment, without what the last one was given or left."""
-        for folder in (slot.inputs, slot.outputs):
-            for entry in folder.iterdir():
-                if entry.is_dir() and not entry.is_symlink():
-                    shutil.rmtree(entry, ignore_errors=True)
-                else:
-                    entry.unlink()
+        """Keep a slot for the next call of its environment, without what the last one was given or left.
+
+        One whose folders the last call has spoiled is ended instead.
+        """
+        try:
+            for folder in (slot.inputs, slot.outputs):
+                _empty(folder)
+        except OSError:
+            self._discard(slot)
+            return
         self._idle.append((environment, slot))
         if len(self._idle) > MOST_IDLE:
-            stopping = asyncio.ensure_future(self._runtime.stop(self._idle.pop(0)[1]))
-            self._stopping.add(stopping)
-            stopping.add_done_callback(self._stopping.discard)
+            self._discard(self._idle.pop(0)[1])
 
     async def stop(self, slot: Slot) -> None:
         """End a slot that cannot be used again."""
@@ -55,3 +59,20 @@ class SlotPool:
             slot.hang_up()
         await asyncio.gather(*self._stopping)
         await self._runtime.close()
+
+    def _discard(self, slot: Slot) -> None:
+        """End a slot while everything else goes on."""
+        stopping = asyncio.ensure_future(self._runtime.stop(slot))
+        self._stopping.add(stopping)
+        stopping.add_done_callback(self._stopping.discard)
+
+
+def _empty(folder: Path) -> None:
+    """Remove what lies in a folder. Raises `OSError` where a task has put anything else in the folder's place."""
+    if folder.is_symlink():  # what it leads to is not ours to empty
+        raise NotADirectoryError(folder)
+    for entry in folder.iterdir():
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry, ignore_errors=True)
+        else:
+            entry.unlink()

@@ -8,16 +8,23 @@ promised, and a container is: a memory limit, a file system of its own, another 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+import os
+import signal
 import subprocess
+import threading
 from pathlib import Path
 from typing import Any
 
 from executor import machine
+from executor.data.store import full_disk
 from executor.runtimes import Launch
 from executor.runtimes.slot import Door, Slot, agent_config, common_variables, make_folders
+from executor.worker import kernel
 
 _ENDS_S = 5.0
+_PASSES = 10  # what is being killed may just have started another
 
 
 class ProcessRuntime:
@@ -27,51 +34,85 @@ class ProcessRuntime:
 
     def __init__(self, home: Path) -> None:
         self._home = home
-        self._live: dict[Slot, subprocess.Popen[bytes]] = {}
+        self._live: dict[Slot, _Tree] = {}
 
     async def start(self, launch: Launch) -> Slot:
         """Start an agent in the environment's prefix, and wait for it."""
-        make_folders(launch.folder, machine.user())
+        with full_disk(f"a process of `{launch.environment}` cannot be given its folders"):
+            make_folders(launch.folder, machine.user())
         door = Door(self._home, launch.run)
-        process = None
+        tree = None
         try:
-            await door.open()
-            process = self._spawn(launch, door)
-            gone = asyncio.to_thread(process.wait)
-            hello, line = await door.wait_hello(gone, lambda: _last_words(launch.folder))
+            with full_disk(f"a process of `{launch.environment}` cannot be started"):
+                await door.open()
+                tree = _Tree(_spawn(launch, door))
+            hello, line = await door.wait_hello(tree.ended.wait(), lambda: _last_words(launch.folder))
         except BaseException:
             door.close()
-            if process:
-                process.kill()
+            if tree:
+                tree.kill()
+                await tree.ended.wait()
             raise
         slot = Slot(launch.folder, hello, None, line)
-        self._live[slot] = process
+        self._live[slot] = tree
         return slot
 
     async def stop(self, slot: Slot) -> None:
         """Hang up, and wait until the tree is gone."""
         slot.hang_up()
-        process = self._live.pop(slot, None)
-        if process:
-            await asyncio.to_thread(_see_ended, process)
+        tree = self._live.get(slot)
+        if tree:
+            await tree.end()
+            self._live.pop(slot, None)
 
     async def close(self) -> None:
         """End every slot that is left."""
         await asyncio.gather(*(self.stop(slot) for slot in list(self._live)))
 
-    def _spawn(self, launch: Launch, door: Door) -> subprocess.Popen[bytes]:
-        assert launch.prefix is not None
-        with (launch.folder / "agent.log").open("wb") as log:
-            process: subprocess.Popen[bytes] = machine.spawn(
-                [str(launch.prefix / "bin/python"), "-I", "-S", str(launch.library), json.dumps(_config(launch, door))],
-                env=_environment(launch),
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                cwd=launch.folder,
-                start_new_session=True,
-            )
-        return process
+
+class _Tree:
+    """The process tree of a slot, by its first process, which a thread of its own waits for."""
+
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        self.ended = asyncio.Event()
+        self._process = process
+        threading.Thread(target=self._wait, args=(asyncio.get_running_loop(),), daemon=True).start()
+
+    async def end(self) -> None:
+        """See the tree gone: by itself, since its agent ends when its socket closes, or else by force."""
+        try:
+            await asyncio.wait_for(self.ended.wait(), _ENDS_S)
+        except asyncio.TimeoutError:  # another class before Python 3.11
+            self.kill()
+            await self.ended.wait()
+
+    def kill(self) -> None:
+        """Kill the whole tree, its first process last: without that one, nobody could tell whose the others were."""
+        for _ in range(_PASSES):
+            for pid in [] if self.ended.is_set() else kernel.descendants(self._process.pid):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+        self._process.kill()
+
+    def _wait(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._process.wait()
+        with contextlib.suppress(RuntimeError):  # the loop may be closed
+            loop.call_soon_threadsafe(self.ended.set)
+
+
+def _spawn(launch: Launch, door: Door) -> subprocess.Popen[bytes]:
+    assert launch.prefix is not None
+    with (launch.folder / "agent.log").open("wb") as log:
+        process: subprocess.Popen[bytes] = machine.spawn(
+            [str(launch.prefix / "bin/python"), "-I", "-S", str(launch.library), json.dumps(_config(launch, door))],
+            env=_environment(launch),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            cwd=launch.folder,
+            start_new_session=True,
+        )
+    return process
 
 
 def _config(launch: Launch, door: Door) -> dict[str, Any]:
@@ -81,13 +122,13 @@ def _config(launch: Launch, door: Door) -> dict[str, Any]:
         socket=str(door.socket),
         inputs=str(launch.folder / "inputs"),
         task=task,
-        scratch=[f"{task}/tmp"],  # noqa: S108  its own
+        scratch=[f"{task}/tmp", f"{task}/home"],  # noqa: S108  its own
         project=str(launch.project),
         import_roots=launch.import_roots,
         environment=launch.environment,
         isolation="process",
     )
-    return {**config, "make": [f"{task}/home"]}
+    return {**config, "read_only": [config["inputs"], str(launch.project), str(launch.library), str(launch.prefix)]}
 
 
 def _environment(launch: Launch) -> dict[str, str]:
@@ -99,16 +140,10 @@ def _environment(launch: Launch) -> dict[str, str]:
         "HOME": str(task / "home"),
         "TMPDIR": str(task / "tmp"),
         "CUDA_VISIBLE_DEVICES": "",
+        "CONDA_PREFIX": str(launch.prefix),
+        **launch.variables,
     }
 
 
 async def _last_words(folder: Path) -> str:
     return (folder / "agent.log").read_text(errors="replace")[-2000:].strip()
-
-
-def _see_ended(process: subprocess.Popen[bytes]) -> None:
-    try:
-        process.wait(_ENDS_S)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()

@@ -57,6 +57,10 @@ class Slot:
         """The next frame of the agent; None when it is gone, or has said what no agent says."""
         return await self._line.receive()
 
+    def is_alive(self) -> bool:
+        """Whether the agent is still there, as far as we have heard."""
+        return self._line.is_open()
+
     def hang_up(self) -> None:
         """Close the line; the agent and everything under it then dies."""
         self._line.close()
@@ -87,6 +91,10 @@ class Line:
                 self.close()
                 return None
         return self._ready.pop(0)
+
+    def is_open(self) -> bool:
+        """Whether neither side has closed it."""
+        return not (self._writer.is_closing() or self._reader.at_eof())
 
     def close(self) -> None:
         """Close it; twice is fine."""
@@ -223,6 +231,7 @@ def agent_config(
         "private": [work, *scratch],
         "scratch": [work, *scratch],
         "make": [],
+        "read_only": [],
         "project": project,
         "roots": [project if root == "." else f"{project}/{root}" for root in import_roots],
         "environment": environment,

@@ -14,6 +14,7 @@ from typing_extensions import assert_never
 
 from executor.events import (
     AttemptEnded,
+    CallCancelled,
     CallSubmitted,
     CancelAttempt,
     Command,
@@ -23,7 +24,7 @@ from executor.events import (
     StartAttempt,
 )
 
-SchedulerFact = CallSubmitted | AttemptEnded | RunCancelled
+SchedulerFact = CallSubmitted | AttemptEnded | CallCancelled | RunCancelled
 
 _WORTH_ANOTHER_ATTEMPT: frozenset[Outcome] = frozenset({"raised", "exit", "signal", "oom", "timeout", "lost"})
 
@@ -80,6 +81,9 @@ class SchedulerState:
                 self._submit(fact, commands)
             case AttemptEnded():
                 self._end_attempt(fact, commands)
+            case CallCancelled():
+                if fact.call in self._live:
+                    self._cancel(fact.call, commands)
             case RunCancelled():
                 self._stopping = True
                 for name, call in list(self._live.items()):

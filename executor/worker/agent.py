@@ -19,6 +19,7 @@ import signal
 import socket
 import sys
 import time
+import traceback
 from typing import Any, NoReturn
 
 from executor.version import VERSION as RUN_LOCAL_VERSION
@@ -26,6 +27,7 @@ from executor.worker import child, kernel
 from executor.worker.protocol import VERSION, Frame, FrameReader, ProtocolError, encode
 
 _CHUNK = 64 * 2**10
+_LONGEST_WAIT_S = 3600.0  # the kernel counts milliseconds in 32 bits
 
 
 class _Attempt:
@@ -35,6 +37,7 @@ class _Attempt:
         self.pid = pid
         self.channel = channel
         self.reader = FrameReader()
+        self.answers = bytearray()  # what the child has not taken yet
         self.streams = streams
         self.deadline = deadline
         self.killed_for = ""
@@ -48,6 +51,7 @@ class Agent:
     """Serves attempts until the host goes away.
 
     config: socket (path), inputs, outputs, work (cwd of attempts), scratch (folders emptied after each attempt),
+            make (folders that are there when an attempt begins), read_only (folders made so, where that can be done),
             roots (folders of the project on sys.path), environment (its name), isolation (how we were started)
     """
 
@@ -69,12 +73,16 @@ class Agent:
 
     def serve(self) -> NoReturn:
         """Say HELLO, then serve until the host is gone."""
+        self._clean()
         self._say({"kind": "HELLO", "version": VERSION, **self._facts()})
         self._selector.register(self._host, selectors.EVENT_READ)
         self._selector.register(self._child_ended, selectors.EVENT_READ)
         while True:
-            for key, _ in self._selector.select(self._patience()):
-                self._take(key.fileobj)
+            for key, events in self._selector.select(self._patience()):
+                if events & selectors.EVENT_READ:
+                    self._take(key.fileobj)
+                elif self._attempt:
+                    self._pass_on(self._attempt)
             if self._attempt and self._attempt.deadline is not None and time.monotonic() >= self._attempt.deadline:
                 self._kill("timeout")
             if self._attempt and self._attempt.status is not None:
@@ -86,13 +94,14 @@ class Agent:
             "python": ".".join(map(str, sys.version_info[:3])),
             "run_local": RUN_LOCAL_VERSION,
             "isolation": self._config["isolation"],
+            "inputs_writable": os.access(self._config["inputs"], os.W_OK),
             "nonce": self._config["nonce"],
         }
 
     def _patience(self) -> float | None:
         if self._attempt is None or self._attempt.deadline is None:
             return None
-        return max(0.0, self._attempt.deadline - time.monotonic())
+        return min(max(0.0, self._attempt.deadline - time.monotonic()), _LONGEST_WAIT_S)
 
     def _take(self, source: Any) -> None:
         if source is self._host:
@@ -115,8 +124,8 @@ class Agent:
         if kind == "TASK" and self._attempt is None:
             self._start(header, body)
         elif kind == "ANSWER" and self._attempt:
-            with contextlib.suppress(OSError):  # the child may just have ended
-                self._attempt.channel.sendall(encode(header, body))
+            self._attempt.answers += encode(header, body)
+            self._pass_on(self._attempt)
         elif kind == "CANCEL":
             self._kill("cancelled")
         elif kind != "ANSWER":
@@ -129,8 +138,10 @@ class Agent:
         if pid == 0:
             self._become_child(theirs, [pipes["stdout"][1], pipes["stderr"][1]], header, body)
         theirs.close()
-        for _, writer in pipes.values():
+        ours.setblocking(False)  # the child may not read
+        for reader, writer in pipes.values():
             os.close(writer)
+            os.set_blocking(reader, False)
         timeout = header["timeout_s"]
         deadline = None if timeout is None else time.monotonic() + timeout
         self._attempt = _Attempt(pid, ours, {reader: name for name, (reader, _) in pipes.items()}, deadline)
@@ -155,31 +166,58 @@ class Agent:
             self._host.close()
             self._selector.close()
             status = child.run(self._config, header, body, channel)
+        except BaseException:  # noqa: BLE001  nothing can be told to anybody; the task's log is what is left
+            os.write(2, traceback.format_exc().encode(errors="backslashreplace"))
         finally:
             os._exit(status)
 
-    def _relay(self, attempt: _Attempt) -> None:
-        """Pass the child's frames up. It can lie about nothing but its own attempt, so only their kinds are checked."""
+    def _pass_on(self, attempt: _Attempt) -> None:
+        """Give the child as much of its answers as it takes now; one that does not read keeps nobody waiting."""
+        try:
+            del attempt.answers[: attempt.channel.send(attempt.answers)]
+        except BlockingIOError:
+            pass
+        except OSError:  # it has just ended
+            attempt.answers.clear()
+        events = selectors.EVENT_READ | (selectors.EVENT_WRITE if attempt.answers else 0)
+        with contextlib.suppress(KeyError):  # it has closed its end
+            self._selector.modify(attempt.channel, events)
+
+    def _relay(self, attempt: _Attempt, *, last: bool = False) -> None:
+        """Pass the child's frames up. It can lie about nothing but its own attempt, so only their kinds are checked.
+
+        last: nothing will come any more, whoever else still holds the other end
+        """
         data = self._receive(attempt)
+        if data is None and not last:
+            return
         if not data:
             self._forget(attempt.channel)
             return
         for header, body in attempt.reader.feed(data):
-            if header["kind"] not in ("CALL", "RESULT", "ERROR"):
+            if header["kind"] not in ("CALL", "CANCEL", "RESULT", "ERROR"):
                 raise ProtocolError(f"a task sent {header['kind']}")
-            if header["kind"] != "CALL":
+            if header["kind"] in ("RESULT", "ERROR"):
                 attempt.reported = header["kind"]
             self._say(header, body)
 
     @staticmethod
-    def _receive(attempt: _Attempt) -> bytes:
+    def _receive(attempt: _Attempt) -> bytes | None:
+        """What the child has sent; None for nothing yet."""
         try:
             return attempt.channel.recv(_CHUNK)
+        except BlockingIOError:
+            return None
         except ConnectionError:
             return b""
 
-    def _log(self, attempt: _Attempt, stream: int) -> None:
-        data = os.read(stream, _CHUNK)
+    def _log(self, attempt: _Attempt, stream: int, *, last: bool = False) -> None:
+        try:
+            data = os.read(stream, _CHUNK)
+        except BlockingIOError:
+            if not last:
+                return
+            data = b""
         if data:
             self._say({"kind": "LOG", "stream": attempt.streams[stream]}, data)
         else:
@@ -231,19 +269,23 @@ class Agent:
         """The child is gone: sweep, pass on what it still had to say, clean up, and tell the host."""
         swept = self._sweep()
         while attempt.channel in self._selector.get_map():
-            self._relay(attempt)
+            self._relay(attempt, last=True)
         for stream in list(attempt.streams):
             while stream in attempt.streams:
-                self._log(attempt, stream)
+                self._log(attempt, stream, last=True)
         attempt.channel.close()
         self._clean()
         self._attempt = None
         self._say({"kind": "ENDED", "swept": swept, **_verdict(attempt)})
 
     def _clean(self) -> None:
+        """Leave the folders that attempts write to as the next one is to find them, whatever the last one did to them."""
         for folder in self._config["scratch"]:
-            for entry in os.listdir(folder):
-                _remove(os.path.join(folder, entry))
+            with contextlib.suppress(OSError):
+                _empty(folder)
+        for folder in self._config["make"]:
+            with contextlib.suppress(OSError):
+                os.makedirs(folder, exist_ok=True)
 
     def _say(self, header: dict[str, Any], body: bytes = b"") -> None:
         try:
@@ -287,15 +329,34 @@ def _verdict(attempt: _Attempt) -> dict[str, Any]:
     }
 
 
+def _empty(folder: str) -> None:
+    """Empty a folder; where it is gone, or something else has taken its place, make it again."""
+    _unlock(os.path.dirname(folder))
+    if os.path.islink(folder) or not os.path.isdir(folder):
+        _remove(folder)
+        os.mkdir(folder)
+    _unlock(folder)
+    for entry in os.listdir(folder):
+        _remove(os.path.join(folder, entry))
+
+
+def _unlock(folder: str) -> None:
+    """Give ourselves access to a folder of ours again."""
+    if not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
+        with contextlib.suppress(OSError):
+            os.chmod(folder, 0o700)
+
+
 def _remove(path: str) -> None:
     """Remove a file or a tree, whatever modes the task gave it."""
     if os.path.isdir(path) and not os.path.islink(path):
+        with contextlib.suppress(OSError):
+            os.chmod(path, 0o700)
         for folder, names, _ in os.walk(path):
             for name in names:
                 if not os.path.islink(os.path.join(folder, name)):
-                    os.chmod(os.path.join(folder, name), 0o700)
-        with contextlib.suppress(OSError):
-            os.chmod(path, 0o700)
+                    with contextlib.suppress(OSError):
+                        os.chmod(os.path.join(folder, name), 0o700)
         shutil.rmtree(path, ignore_errors=True)
     else:
         with contextlib.suppress(OSError):

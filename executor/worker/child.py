@@ -13,20 +13,23 @@ import contextlib
 import importlib
 import inspect
 import os
+import resource
 import site
 import socket
 import sys
 import threading
 from concurrent.futures import Future
-from typing import Any
+from typing import Any, Callable
 
 from executor import authoring
 from executor.errors import RunLocalError, TaskError, UsageError
 from executor.worker import payload, shapes, stubs
 from executor.worker.preview import preview
 from executor.worker.protocol import FrameReader, encode
-from executor.worker.tracebacks import render_traceback
+from executor.worker.tracebacks import render_traceback, shorten
 
+_MOST_OPEN_FILES = 65536
+_MOST_OF_A_MESSAGE = 2000
 _OURS = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 
@@ -37,7 +40,7 @@ class Link:
         self._channel, self._folders = channel, folders
         self._pid = os.getpid()
         self._lock = threading.Lock()
-        self._waiting: dict[int, Future[Any]] = {}
+        self._waiting: dict[int, Future[Callable[[], Any]]] = {}
         self._calls = 0
         self._listener: threading.Thread | None = None
 
@@ -47,8 +50,10 @@ class Link:
         with self._lock:
             self._channel.sendall(data)
 
-    def submit(self, task: authoring.Task[Any, Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Future[Any]:
-        """Ask the host to run a task; the future has its value, or raises what the call failed with."""
+    def submit(
+        self, task: authoring.Task[Any, Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Future[Callable[[], Any]]:
+        """Ask the host to run a task; the future has what opens its value, or raises what the call failed with."""
         if os.getpid() != self._pid:
             raise UsageError(
                 f"`{task.short_name}` was called from a process that the task started",
@@ -56,7 +61,7 @@ class Link:
                 hint="call tasks before or after the parallel part, or let them be the parallel part",
             )
         place, body, _ = payload.dump((args, kwargs), self._folders, keep=True)
-        future: Future[Any] = Future()
+        future: Future[Callable[[], Any]] = Future()
         with self._lock:
             self._calls += 1
             number = self._calls
@@ -65,21 +70,27 @@ class Link:
                 self._listener = threading.Thread(target=self._listen, name="run-local answers", daemon=True)
                 self._listener.start()
         self.send({"kind": "CALL", "id": number, "task": task.name, "value": place}, body)
+        future.add_done_callback(lambda done: self._abandon(number) if done.cancelled() else None)
         return future
+
+    def _abandon(self, number: int) -> None:
+        """Tell the host that nobody waits for this call any more."""
+        if self._waiting.pop(number, None) and os.getpid() == self._pid:
+            self.send({"kind": "CANCEL", "id": number})
 
     def _listen(self) -> None:
         reader = FrameReader()
         while data := self._channel.recv(64 * 2**10):
             for header, body in reader.feed(data):
-                self._answer(self._waiting.pop(header["id"]), header, body)
+                future = self._waiting.pop(header["id"], None)
+                if future and future.set_running_or_notify_cancel():  # from here on nobody can cancel it
+                    self._answer(future, header, body)
 
-    def _answer(self, future: Future[Any], header: dict[str, Any], body: bytes) -> None:
-        try:
-            if "error" in header:
-                raise _task_error(header["error"])
-            future.set_result(payload.load(header["value"], body, self._folders))
-        except BaseException as exc:  # noqa: BLE001  opening a value runs user code; the caller is to see what it raised
-            future.set_exception(exc)
+    def _answer(self, future: Future[Callable[[], Any]], header: dict[str, Any], body: bytes) -> None:
+        if "error" in header:
+            future.set_exception(_task_error(header["error"]))
+        else:
+            future.set_result(lambda: payload.load(header["value"], body, self._folders))
 
 
 def run(config: dict[str, Any], header: dict[str, Any], body: bytes, channel: socket.socket) -> int:
@@ -97,7 +108,7 @@ def run(config: dict[str, Any], header: dict[str, Any], body: bytes, channel: so
         link.send({"kind": "RESULT", "value": place, "preview": preview(value, attached)}, answer)
         status = 0
     except BaseException as exc:  # noqa: BLE001  user code may raise anything, and all of it is news
-        link.send({"kind": "ERROR", "error": _story(exc, header, config)})
+        _tell(link, exc, header, config)
         status = 1
     _finish()
     return status
@@ -111,9 +122,21 @@ def _prepare(config: dict[str, Any], header: dict[str, Any]) -> None:
     sys.path[:] = [*config["roots"], *(entry for entry in sys.path if entry != _OURS)]
     sys.argv = [header["task"]]
     sys.dont_write_bytecode = True
+    _allow_many_files()
     # New ones, because the agent's were made for another kind of file.
     sys.stdout = sys.__stdout__ = open(1, "w", 1, "utf-8", "backslashreplace", closefd=False)  # type: ignore[misc]  # noqa: SIM115
     sys.stderr = sys.__stderr__ = open(2, "w", 1, "utf-8", "backslashreplace", closefd=False)  # type: ignore[misc]  # noqa: SIM115
+
+
+def _allow_many_files() -> None:
+    """Let this process have more files open than is usual, because each large value that it holds may be one.
+
+    Not as many as it could: there are programs that walk through all of them.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _MOST_OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, _MOST_OPEN_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _load(
@@ -144,33 +167,55 @@ def _finish() -> None:
 
 
 def _task_error(story: dict[str, Any]) -> TaskError:
-    return TaskError(
-        f"task `{story['task']}` failed: {story['code']}: {story['message']}", facts=story, hint=story.get("hint", "")
-    )
+    message = shorten(story["message"], _MOST_OF_A_MESSAGE)  # the whole of it stays in the story
+    return TaskError(f"task `{story['task']}` failed: {story['code']}: {message}", facts=story, hint=story["hint"])
+
+
+def _tell(link: Link, exc: BaseException, header: dict[str, Any], config: dict[str, Any]) -> None:
+    """Send the story of a failure; of one that cannot be told, at least what it is."""
+    try:
+        link.send({"kind": "ERROR", "error": _story(exc, header, config)})
+    except Exception:  # noqa: BLE001  an exception is user code, too
+        link.send({"kind": "ERROR", "error": _short_story(exc, header, config)})
 
 
 def _story(exc: BaseException, header: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
     """The failure as plain data: what, where, the user's own frames, and the failed call that caused it, if one did."""
-    inner = _inner_story(exc)
-    message = exc.what if isinstance(exc, RunLocalError) else str(exc)
+    story = _short_story(exc, header, config)
+    if isinstance(exc, RunLocalError):
+        story.update(message=shorten(exc.what), why=shorten(exc.why), hint=shorten(exc.hint))
+    return {**story, "traceback": shorten(render_traceback(exc, config["project"])), "cause": _inner_story(exc)}
+
+
+def _short_story(exc: BaseException, header: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
+    """What can be said of any failure whatsoever."""
+    try:
+        message = str(exc)
+    except Exception as failure:  # noqa: BLE001  user code
+        message = f"<its text cannot be made: {type(failure).__name__}>"
     return {
         "code": type(exc).__name__,
-        "message": message,
-        "why": exc.why if isinstance(exc, RunLocalError) else "",
-        "hint": exc.hint if isinstance(exc, RunLocalError) else "",
+        "message": shorten(message),
+        "why": "",
+        "hint": "",
         "task": header["task"],
         "environment": config["environment"],
         "call": header["call"],
-        "traceback": render_traceback(exc, config["project"]),
-        "cause": inner,
+        "traceback": "",
+        "cause": None,
     }
 
 
-def _inner_story(exc: BaseException | None) -> dict[str, Any] | None:
-    seen: list[BaseException] = []
-    while exc is not None and exc not in seen:
-        if isinstance(exc, TaskError):
-            return exc.facts
-        seen.append(exc)
-        exc = exc.__cause__ or exc.__context__
+def _inner_story(exc: BaseException) -> dict[str, Any] | None:
+    """The story of the failed call behind an exception, if there is one: of what caused it, or of a group's first."""
+    seen: list[int] = []
+    front: list[Any] = [exc]
+    while front:
+        each = front.pop(0)
+        if not isinstance(each, BaseException) or id(each) in seen:
+            continue
+        if isinstance(each, TaskError) and each.facts:
+            return each.facts
+        seen.append(id(each))
+        front += [each.__cause__ or each.__context__, *getattr(each, "exceptions", ())]
     return None

@@ -17,7 +17,10 @@ _PR_SET_CHILD_SUBREAPER = 36
 CLONE_NEWNS = 0x00020000
 CLONE_NEWUSER = 0x10000000
 CLONE_NEWPID = 0x20000000
+_MS_RDONLY = 1
 _MS_NOSUID_NODEV_NOEXEC = 2 | 4 | 8
+_MS_REMOUNT = 32
+_MS_BIND = 4096
 _MS_REC_PRIVATE = 0x4000 | 0x40000
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -53,6 +56,15 @@ def mount_own_proc() -> bool:
     return bool(_libc.mount(b"proc", b"/proc", b"proc", _MS_NOSUID_NODEV_NOEXEC, None) == 0)
 
 
+def make_read_only(folder: str) -> bool:
+    """Show a folder, in our own mount namespace, as one that nobody can write to."""
+    path = os.fsencode(folder)
+    kept = os.statvfs(folder).f_flag & _MS_NOSUID_NODEV_NOEXEC  # a namespace may not take them back
+    flags = _MS_REMOUNT | _MS_BIND | _MS_RDONLY | kept
+    bound = _libc.mount(path, path, None, _MS_BIND, None) == 0
+    return bool(bound and _libc.mount(None, path, None, flags, None) == 0)
+
+
 def prefer_as_oom_victim() -> None:
     """Let the kernel, where memory runs out, take this process before the agent."""
     with contextlib.suppress(OSError):
@@ -85,12 +97,12 @@ def facts() -> dict[str, Any]:
 
 
 def descendants(of: int) -> list[int]:
-    """Every process below `of`, from /proc; used where we are not PID 1 of a namespace of our own."""
+    """Every living process below `of`, from /proc; used where we are not PID 1 of a namespace of our own."""
     parents: dict[int, int] = {}
     for entry in os.listdir("/proc"):
         if entry.isdigit():
             fields = _read(f"/proc/{entry}/stat").rpartition(")")[2].split()
-            if len(fields) > 1:
+            if len(fields) > 1 and fields[0] != "Z":
                 parents[int(entry)] = int(fields[1])
     found: list[int] = []
     front = [of]

@@ -22,15 +22,13 @@ def main() -> NoReturn:
     """Run the agent; the one argument is its configuration as JSON (see `agent.Agent`)."""
     config = json.loads(sys.argv[1])
     if config["isolation"] != "container":
-        config["isolation"] = "namespaces" if _become_first() else "subreaper"
+        config["isolation"] = "namespaces" if _become_first(config["read_only"]) else "subreaper"
     if config["isolation"] == "subreaper":
         kernel.become_subreaper()
-    for folder in config["make"]:
-        os.makedirs(folder, exist_ok=True)
     Agent(config).serve()
 
 
-def _become_first() -> bool:
+def _become_first(read_only: list[str]) -> bool:
     """Go on as PID 1 of new namespaces; the process that was us waits outside and dies with either side."""
     if not kernel.enter_namespaces():
         return False
@@ -40,4 +38,6 @@ def _become_first() -> bool:
         os._exit(os.WEXITSTATUS(status) if os.WIFEXITED(status) else 128 + os.WTERMSIG(status))
     kernel.die_with_parent()
     kernel.mount_own_proc()
+    for folder in read_only:
+        kernel.make_read_only(folder)
     return True

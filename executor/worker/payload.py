@@ -46,6 +46,9 @@ _LENGTH = struct.Struct(">I")
 _ALIGNMENT = 64
 _OUT_OF_BAND_BYTES = 4096
 
+#: Since Python 3.13 a map need not keep its file open.
+_WITHOUT_FILE: dict[str, Any] = {"trackfd": False} if sys.version_info >= (3, 13) else {}
+
 #: The attachments of the payload that this thread is opening.
 _OPENING = threading.local()
 
@@ -165,7 +168,7 @@ def load(place: dict[str, Any], body: bytes, folders: Folders) -> Any:
         data = memoryview(bytearray(body))  # not bytes: an array over bytes could not be written to
     else:
         with open(os.path.join(folders.inputs, place["name"]), "rb") as file:
-            data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY))
+            data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY, **_WITHOUT_FILE))
     head, parts = _split(data)
     if head["codec"] == "json":
         return json.loads(bytes(parts[0]))

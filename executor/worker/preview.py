@@ -12,6 +12,7 @@ import json
 import math
 import os
 import pathlib
+import reprlib
 from typing import Any
 
 _MOST_BYTES = 256 * 2**10
@@ -19,13 +20,13 @@ _MOST_TEXT = 300
 
 
 class _NotJson(Exception):
-    """Some part of the value has no JSON form."""
+    """Some part of the value has no JSON form, or all of it has none that is short enough."""
 
 
 def preview(value: Any, attached: dict[str, int]) -> dict[str, Any]:
     """`{"json": …}` or `{"text": …}`; a file of the value stands as `{"$file": index}`, see `payload.dump`."""
     try:
-        doc = _render(value, attached, 0)
+        doc = _Renderer(attached).render(value, 0)
         if len(json.dumps(doc)) <= _MOST_BYTES:
             return {"json": doc}
     except _NotJson:
@@ -37,32 +38,59 @@ def preview(value: Any, attached: dict[str, int]) -> dict[str, Any]:
 
 def _shorten(value: Any) -> str:
     try:
-        text = repr(value)
+        text = _Text().repr(value)
     except Exception:  # noqa: BLE001  user code
         text = f"<{type(value).__qualname__}>"
     return text if len(text) <= _MOST_TEXT else text[:_MOST_TEXT] + "…"
 
 
-def _render(value: Any, attached: dict[str, int], depth: int) -> Any:  # noqa: C901  one branch a kind of value
-    if depth > 50:
+class _Text(reprlib.Repr):
+    """`repr` that looks at a part of a large value only; what is in it a thousand times is not shown a thousand times."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlevel = 4
+        self.maxdict = self.maxlist = self.maxtuple = self.maxset = self.maxfrozenset = self.maxdeque = 10
+        self.maxstring = self.maxlong = self.maxother = _MOST_TEXT
+
+    def repr_instance(self, x: Any, level: int) -> str:
+        """A dataclass as it shows itself, but to the same depth as everything else."""
+        if not (dataclasses.is_dataclass(x) and hasattr(type(x).__repr__, "__wrapped__")):  # its own, not the user's
+            return super().repr_instance(x, level)
+        if level <= 0:
+            return f"{type(x).__qualname__}(...)"
+        fields = [f"{f.name}={self.repr1(getattr(x, f.name), level - 1)}" for f in dataclasses.fields(x) if f.repr]
+        return f"{type(x).__qualname__}({', '.join(fields)})"
+
+
+class _Renderer:
+    """Makes the JSON form of a value, and gives up once that would be too long: a part may be in it any number of times."""
+
+    def __init__(self, attached: dict[str, int]) -> None:
+        self._attached = attached
+        self._left = _MOST_BYTES
+
+    def render(self, value: Any, depth: int) -> Any:  # noqa: C901  one branch a kind of value
+        self._left -= 1 + (len(value) if isinstance(value, str) else 0)
+        if depth > 50 or self._left < 0:
+            raise _NotJson
+        if isinstance(value, enum.Enum):
+            return self.render(value.value, depth + 1)
+        if value is None or isinstance(value, (bool, int, str)):
+            return value
+        if isinstance(value, float):
+            return value if math.isfinite(value) else str(value)
+        if isinstance(value, pathlib.PurePath):
+            index = self._attached.get(os.path.realpath(value))
+            return str(value) if index is None else {"$file": index}
+        if isinstance(value, (datetime.datetime, datetime.date)):
+            return value.isoformat()
+        if isinstance(value, dict) and all(isinstance(key, str) for key in value):
+            return {key: self.render(each, depth + 1) for key, each in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [self.render(each, depth + 1) for each in value]
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            return {f.name: self.render(getattr(value, f.name), depth + 1) for f in dataclasses.fields(value)}
+        if type(value).__module__ == "numpy" and getattr(value, "ndim", None) == 0:
+            return self.render(value.item(), depth + 1)
         raise _NotJson
-    if isinstance(value, enum.Enum):
-        return _render(value.value, attached, depth + 1)
-    if value is None or isinstance(value, (bool, int, str)):
-        return value
-    if isinstance(value, float):
-        return value if math.isfinite(value) else str(value)
-    if isinstance(value, pathlib.PurePath):
-        index = attached.get(os.path.realpath(value))
-        return str(value) if index is None else {"$file": index}
-    if isinstance(value, (datetime.datetime, datetime.date)):
-        return value.isoformat()
-    if isinstance(value, dict) and all(isinstance(key, str) for key in value):
-        return {key: _render(each, attached, depth + 1) for key, each in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_render(each, attached, depth + 1) for each in value]
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: _render(getattr(value, f.name), attached, depth + 1) for f in dataclasses.fields(value)}
-    if type(value).__module__ == "numpy" and getattr(value, "ndim", None) == 0:
-        return _render(value.item(), attached, depth + 1)
-    raise _NotJson

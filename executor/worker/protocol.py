@@ -4,10 +4,11 @@
 
     host → agent    TASK    call, task, module, qualname, environment, env_vars, timeout_s, value      + body
                     ANSWER  id, value | error                                                          + body
-                    CANCEL
+                    CANCEL  the attempt
     agent → host    HELLO   version, python, uid, and what is really in force (see `agent.facts`)
                     LOG     stream, and the bytes as body
                     CALL    id, task, value                                                            + body
+                    CANCEL  id; the task does not wait for that call any more, and wants no answer
                     RESULT  value, preview                                                             + body
                     ERROR   error
                     ENDED   outcome, exit, usage; the attempt is over and nothing of it is left

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import traceback
+from collections.abc import Iterator
 
+_MOST_TEXT = 64 * 2**10
 _PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 _NOT_THE_USERS = (
     _PACKAGE + os.sep,
@@ -18,13 +20,28 @@ _CALLS_OF_TASKS = frozenset({"__call__", "_await"})
 def render_traceback(exc: BaseException, project: str) -> str:
     """The traceback, the exception and what caused it; files below the folder `project` by their short names."""
     formatted = traceback.TracebackException.from_exception(exc)
-    link: traceback.TracebackException | None = formatted
-    while link is not None:
+    for link in _links(formatted):
         link.stack = traceback.StackSummary.from_list([_shorten(frame, project) for frame in user_frames(link.stack)])
         if isinstance(getattr(link, "filename", None), str):  # of a SyntaxError
             link.filename = short_name(link.filename, project)
-        link = link.__cause__ or link.__context__
     return "".join(formatted.format())
+
+
+def shorten(text: str, most: int = _MOST_TEXT) -> str:
+    """A text, or its beginning and its end where it is longer than anybody reads."""
+    half = most // 2
+    left_out = len(text) - 2 * half
+    return f"{text[:half]}\n… {left_out} characters …\n{text[-half:]}" if left_out > 0 else text
+
+
+def _links(first: traceback.TracebackException) -> Iterator[traceback.TracebackException]:
+    """An exception, what caused it, and, where it is a group, what is in it."""
+    front = [first]
+    while front:
+        link = front.pop()
+        yield link
+        front += [each for each in (link.__cause__, link.__context__) if each]
+        front += getattr(link, "exceptions", None) or []
 
 
 def user_frames(stack: traceback.StackSummary) -> list[traceback.FrameSummary]:

@@ -176,3 +176,29 @@ def test_an_edit_during_a_run_changes_nothing(run_local: RunLocal, project: Make
             break
     assert process.stdout.read().strip() == "before"
     assert process.wait() == 0
+
+
+def test_the_variables_of_a_specification_reach_every_task(
+    run_local: RunLocal, project: MakeProject, runtime: str
+) -> None:
+    """Those of `variables:` and of `run-local: env:`; what the environment of a task declares wins over both."""
+    flow = """
+        import os
+
+        from executor import TaskEnvironment
+
+        env = TaskEnvironment("leaf", env_vars={"OWN": "declared"})
+
+
+        @env.task
+        def seen() -> list:
+            return [os.environ.get(name) for name in ("OMP_SCHEDULE", "TOKENIZERS", "OWN")] + ["CONDA_PREFIX" in os.environ]
+    """
+    spec = """
+        dependencies: [python >=3.10]
+        variables: {OMP_SCHEDULE: static, OWN: spec}
+        run-local: {env: {TOKENIZERS: "no"}}
+    """
+    done = run_local("seen", "--runtime", runtime, "--json", cwd=project({"flow.py": flow}, {"leaf": spec}))
+    assert done.code == 0, done.stderr
+    assert done.document["result"] == ["static", "no", "declared", True]

@@ -224,9 +224,13 @@ def test_a_specification_that_nothing_satisfies(run_local: RunLocal, project: Ma
     done = run_local("call_stranger", "--runtime", "process", cwd=root)
     assert done.code == 3, done.stderr
     assert "error: environment `leaf` cannot be solved" in done.stderr
-    assert "`leaf` asks for `python <3.9`" in done.stderr
+    assert "`leaf` asks for `python <3.9` (envs/leaf/environment.yml:4)" in done.stderr
     assert "Traceback" not in done.stderr
     assert files_below(root / "envs/leaf") == {"environment.yml"}
+    document = run_local("call_stranger", "--runtime", "process", "--json", cwd=root).document
+    shown = run_local("show", document["run"], "--json", cwd=root).document
+    assert document["error"]["what"] == shown["error"]["what"] == "environment `leaf` cannot be solved"
+    assert "error: environment `leaf` cannot be solved" in run_local("show", document["run"], cwd=root).stdout
 
 
 @pytest.mark.parametrize(

@@ -41,7 +41,7 @@ def sent() -> Iterator[list[tuple[str, tuple[Any, ...], dict[str, Any]]]]:
     def submit(task: authoring.Task[Any, Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Future[Any]:
         calls.append((task.name, args, kwargs))
         future: Future[Any] = Future()
-        future.set_result(42)
+        future.set_result(lambda: 42)
         return future
 
     authoring.CALLER.append(submit)
@@ -59,6 +59,15 @@ def test_outside_a_run_a_task_is_its_function() -> None:
         return [await later(1), await double.aio(1)]
 
     assert asyncio.run(both()) == [1, 2]
+
+
+def test_a_timeout_is_a_positive_time_or_none_at_all() -> None:
+    """One without end is none; what is no number is refused."""
+    assert double._with(0, float("inf")).timeout is None
+    for wrong in (float("nan"), 0, -1.0, -float("inf")):
+        with pytest.raises(UsageError, match="positive"):
+            double._with(0, wrong)
+    assert double._with(0, None).timeout is None
 
 
 def test_inside_a_run_a_call_goes_to_the_host(sent: list[Any]) -> None:

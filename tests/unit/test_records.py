@@ -39,6 +39,18 @@ def test_a_run_is_read_as_it_was_written(tmp_path: Path) -> None:
     assert (view.folder / "logs" / "1.log").read_bytes() == b"\xff raw\n"
 
 
+def test_a_call_at_any_depth_has_a_log(tmp_path: Path) -> None:
+    """An id longer than a file's name may be has a log of its own all the same."""
+    deep = [".".join("1" * depth) for depth in (100, 101, 130, 131, 2000)]
+    record = Record(tmp_path, RUN)
+    for call in deep:
+        record(LogWritten(call=call, stream="stdout", data=call.encode()))
+    record.close()
+    view = read_run(tmp_path, RUN)
+    assert [view.log(call).read_text() for call in deep] == deep
+    assert view.log("1.2").name == "1.2.log"
+
+
 def test_a_torn_tail_is_left_out(tmp_path: Path) -> None:
     """A journal that ends in the middle of a line tells all that came before it."""
     write_run(tmp_path).close()

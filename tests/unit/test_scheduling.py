@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from executor.events import (
     AttemptEnded,
+    CallCancelled,
     CallSubmitted,
     CancelAttempt,
     Command,
@@ -120,6 +121,18 @@ def test_a_cancelled_call_is_not_made_again(state: SchedulerState) -> None:
     state.handle(submitted("a", retries=5))
     assert state.handle(RunCancelled(reason="SIGINT")) == [CancelAttempt(call="a")]
     assert state.handle(ended("a", "cancelled")) == [EndCall(call="a", outcome="cancelled")]
+
+
+def test_a_call_that_its_caller_gave_up_is_cancelled_with_all_below_it(state: SchedulerState) -> None:
+    """The caller goes on; one that waits only for a share of the machine ends at once; one that is over stays so."""
+    for name, parent in (("1", None), ("1.1", "1"), ("1.1.1", "1.1"), ("1.2", "1")):
+        state.handle(submitted(name, parent, shape(cpus=2)))
+    assert state.handle(CallCancelled(call="1.1")) == [CancelAttempt(call="1.1.1"), CancelAttempt(call="1.1")]
+    assert state.handle(CallCancelled(call="1.2")) == [EndCall(call="1.2", outcome="cancelled")]
+    assert state.handle(CallCancelled(call="1.2")) == []
+    for name in ("1.1.1", "1.1"):
+        assert state.handle(ended(name, "cancelled")) == [EndCall(call=name, outcome="cancelled")]
+    assert state.live == {"1"}
 
 
 def test_what_a_task_left_running_is_cancelled_when_it_ends(state: SchedulerState) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import array
+import dataclasses
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from executor.data.leases import settle
 from executor.data.store import FileRef, Store, ValueRefused
 from executor.errors import MissingModule, UsageError
 from executor.worker import payload
@@ -192,4 +195,54 @@ def test_a_preview_is_json_where_the_value_has_a_json_form(tmp_path: Path) -> No
     assert preview({1, 2}, {}) == {"text": "{1, 2}"}
     circle: list[Any] = []
     circle.append(circle)
-    assert preview(circle, {}) == {"text": "[[...]]"}
+    assert preview(circle, {})["text"].startswith("[[")
+
+
+@dataclasses.dataclass
+class Tree:
+    left: Any
+    right: Any
+
+
+@pytest.mark.parametrize("pair", [lambda a: [a, a], lambda a: {"l": a, "r": a}, lambda a: Tree(a, a)])
+def test_a_preview_of_what_is_shared_is_short(pair: Callable[[Any], Any]) -> None:
+    """A value that would be gigabytes, written out, is shown in a few words and in no time."""
+    value: Any = "leaf"
+    for _ in range(40):
+        value = pair(value)
+    assert len(preview(value, {})["text"]) < 400
+
+
+def test_a_preview_as_long_as_may_be(tmp_path: Path) -> None:
+    """What fits is shown as a whole."""
+    assert preview(["x" * 1000] * 250, {}) == {"json": ["x" * 1000] * 250}
+    assert "text" in preview(["x" * 1000] * 300, {})
+
+
+def test_nobody_writes_to_what_is_in_the_store(slot: Slot) -> None:
+    """What a task is given is read-only, and where that does not keep it from writing, it is a copy."""
+    (slot.task / "work" / "given.txt").write_text("original")
+    place, body, _ = payload.dump([slot.task / "work" / "given.txt", bytes(100_000)], slot.folders, keep=False)
+    ref = slot.store.take(place, body, slot.outputs, {})
+    for path in (slot.store.path(ref.sha256), slot.store.path(ref.files[0].sha256)):
+        assert path.stat().st_mode & 0o222 == 0
+    for _ in range(2):
+        placed, _ = slot.store.place(ref, slot.inputs, share=False)
+        for at in (placed["name"], placed["files"][0]["at"]):
+            (slot.inputs / at).chmod(0o644)
+            with (slot.inputs / at).open("r+b") as file:
+                file.write(b"CHANGED")
+    assert slot.store.path(ref.files[0].sha256).read_text() == "original"
+    got = payload.load(slot.store.place(ref, slot.inputs, share=False)[0], b"", slot.folders)
+    assert (got[0].read_text(), got[1]) == ("original", bytes(100_000))
+
+
+def test_two_make_the_same_folder_at_once(tmp_path: Path) -> None:
+    """Who comes second finds it made; what cannot be made at all is an error."""
+    target = tmp_path / "final"
+    for name in ("first", "second"):
+        (tmp_path / name / "lib").mkdir(parents=True)
+        settle(tmp_path / name, target)
+    assert [path.name for path in target.iterdir()] == ["lib"]
+    with pytest.raises(FileNotFoundError):
+        settle(tmp_path / "nothing", tmp_path / "other")

@@ -1,0 +1,27 @@
+"""What a person sees while a run goes on."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from executor.console import ConsoleView
+from executor.events import CallSubmitted, LogWritten
+from executor.manifest import Shape
+
+SHAPE = Shape(cpus=1, cpus_limit=1, memory_bytes=1, memory_limit_bytes=None, gpus=0, gpu_model="", shm_bytes=None)
+
+
+def test_a_line_without_an_end_is_shown_as_it_grows(capsys: pytest.CaptureFixture[str]) -> None:
+    """Megabytes without a newline take time in proportion to their size, and the loop is not kept."""
+    view = ConsoleView(verbose=True)
+    view(CallSubmitted(call="1", parent=None, task="leaf.work", environment="leaf", shape=SHAPE))
+    began = time.monotonic()
+    for _ in range(160):
+        view(LogWritten(call="1", stream="stdout", data=b"x" * 2**16))
+    assert time.monotonic() - began < 3
+    view(LogWritten(call="1", stream="stdout", data=b"end\n"))
+    shown = capsys.readouterr().err
+    assert shown.count("x") == 160 * 2**16
+    assert shown.endswith("end\n")

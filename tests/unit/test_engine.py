@@ -1,0 +1,407 @@
+"""The real engine and store, and slots that say what a test tells them to: every attempt ends, whatever happens when."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from executor.data.store import Store, ValueRef
+from executor.engine import Engine, Plan
+from executor.errors import MachineError
+from executor.events import AttemptEnded, CallCancelled, CallEnded, CallSubmitted, Fact, RunCancelled, RunEnded
+from executor.manifest import EnvironmentEntry, Manifest, Shape, TaskEntry
+from executor.runtimes import Launch
+from executor.scheduling.state import Machine
+from executor.worker import payload
+from executor.worker.protocol import INLINE_BYTES, MAX_HEADER_BYTES, ProtocolError, encode
+
+PATIENCE_S = 5
+SHAPE = Shape(cpus=1, cpus_limit=1, memory_bytes=1, memory_limit_bytes=None, gpus=0, gpu_model="", shm_bytes=None)
+
+
+class FakeSlot:
+    """A slot whose agent is the test."""
+
+    container = None
+
+    def __init__(self, folder: Path) -> None:
+        self.inputs, self.outputs = folder / "inputs", folder / "task" / "outputs"
+        for made in (self.inputs, self.outputs):
+            made.mkdir(parents=True)
+        self.folders = payload.Folders(str(self.inputs), str(self.outputs), [])
+        self.hello: dict[str, Any] = {}
+        self.alive = True
+        self._frames: asyncio.Queue[tuple[dict[str, Any], bytes] | None] = asyncio.Queue()
+        self._heard: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+
+    def send(self, header: dict[str, Any], body: bytes = b"") -> None:
+        encode(header, body)
+        self._heard.put_nowait(header)
+
+    async def receive(self) -> tuple[dict[str, Any], bytes] | None:
+        return await self._frames.get()
+
+    def is_alive(self) -> bool:
+        return self.alive
+
+    def hang_up(self) -> None:
+        self._frames.put_nowait(None)
+
+    def say(self, kind: str, body: bytes = b"", **header: Any) -> None:
+        """What the agent says next."""
+        self._frames.put_nowait(({"kind": kind, **header}, body))
+
+    def call(self, number: int, *args: Any) -> None:
+        """The task calls `leaf.work`."""
+        place, body, _ = payload.dump((args, {}), self.folders, keep=True)
+        self.say("CALL", body, id=number, task="leaf.work", value=place)
+
+    def end(self, value: Any = 1, outcome: str = "ok") -> None:
+        """The task returns a value, and its attempt is over."""
+        place, body, _ = payload.dump(value, self.folders, keep=False)
+        self.say("RESULT", body, value=place, preview={"json": 1})
+        self.say("ENDED", outcome=outcome)
+
+    async def hear(self, kind: str) -> dict[str, Any]:
+        """The next frame of the engine, which is of this kind."""
+        header = await asyncio.wait_for(self._heard.get(), PATIENCE_S)
+        assert header["kind"] == kind
+        return header
+
+
+class FakeRuntime:
+    """Starts such slots, and remembers which it stopped."""
+
+    name = "fake"
+
+    def __init__(self) -> None:
+        self.started: list[FakeSlot] = []
+        self.stopped: list[FakeSlot] = []
+        self.stopping = asyncio.Event()
+        self.may_stop = asyncio.Event()
+        self.may_stop.set()
+
+    async def start(self, launch: Launch) -> Any:
+        self.started.append(FakeSlot(launch.folder))
+        return self.started[-1]
+
+    async def stop(self, slot: Any) -> None:
+        self.stopping.set()
+        await self.may_stop.wait()
+        self.stopped.append(slot)
+
+    async def close(self) -> None:
+        pass
+
+    async def slot(self, number: int) -> FakeSlot:
+        """The n-th slot, once it has its task."""
+        for _ in range(PATIENCE_S * 1000):
+            if len(self.started) < number:
+                await asyncio.sleep(0.001)
+        await self.started[number - 1].hear("TASK")
+        return self.started[number - 1]
+
+
+class Running:
+    """A run whose root call is being made."""
+
+    def __init__(self, folder: Path, retries: int = 0) -> None:
+        self.facts: list[Fact] = []
+        self.react: Callable[[Fact], None] = lambda _: None
+        self.runtime = FakeRuntime()
+        self.engine = Engine(_plan(folder, retries), self.runtime, Store(folder, folder / "incoming"), self._listen)
+        self.ended = asyncio.ensure_future(self.engine.run())
+
+    def _listen(self, fact: Fact) -> None:
+        self.facts.append(fact)
+        self.react(fact)
+
+    def cancel(self) -> None:
+        """Ctrl-C."""
+        self.engine._facts.put_nowait(RunCancelled(reason="SIGINT"))
+
+    async def end(self) -> CallEnded:
+        """How the root call ended."""
+        return await asyncio.wait_for(self.ended, PATIENCE_S)
+
+    def outcomes(self) -> dict[str, str]:
+        """Call → the outcome of its last attempt."""
+        return {fact.call: fact.outcome for fact in self.facts if isinstance(fact, AttemptEnded)}
+
+
+def _plan(folder: Path, retries: int) -> Plan:
+    environments = {
+        name: EnvironmentEntry(
+            name=name, image=None, depends_on=others, extends=(), shape=SHAPE, env_vars={}, file="", line=1
+        )
+        for name, others in {"leaf": (), "root": ("leaf",)}.items()
+    }
+    tasks = {
+        name: TaskEntry(
+            name=name,
+            environment=name.partition(".")[0],
+            module="flow",
+            qualname=name.partition(".")[2],
+            file="",
+            line=1,
+            doc="",
+            parameters=(),
+            retries=retries,
+            timeout_s=None,
+        )
+        for name in ("root.main", "leaf.work")
+    }
+    made: Any = SimpleNamespace(key="k", image=None, prefix=None, variables={})
+    data = payload.dump_json({})
+    store = Store(folder, folder / "incoming")
+    return Plan(
+        run="r",
+        manifest=Manifest(root=str(folder), import_roots=(".",), environments=environments, tasks=tasks),
+        task=tasks["root.main"],
+        inputs=ValueRef(sha256=store.put_bytes(data), size=len(data)),
+        built=dict.fromkeys(environments, made),
+        project=folder,
+        library=folder,
+        folder=folder,
+        lease=folder / "lease",
+        machine=Machine(cpus=4, memory_bytes=100),
+    )
+
+
+@asynccontextmanager
+async def running(folder: Path, retries: int = 0) -> AsyncIterator[Running]:
+    run = Running(folder, retries)
+    try:
+        yield run
+    finally:
+        run.runtime.may_stop.set()
+        run.ended.cancel()
+        await asyncio.gather(run.ended, return_exceptions=True)
+
+
+_PATIENCE_S = 20  # an engine that broke would be waited for without end
+
+
+def script(story: Callable[[Path], Coroutine[Any, Any, None]]) -> Callable[[Path], None]:
+    """A test that is a coroutine."""
+
+    def test(tmp_path: Path) -> None:
+        asyncio.run(asyncio.wait_for(story(tmp_path), _PATIENCE_S))
+
+    test.__name__, test.__doc__ = story.__name__, story.__doc__
+    return test
+
+
+@script
+async def test_a_cancel_in_the_turn_of_the_start(tmp_path: Path) -> None:
+    """An attempt that is stopped before it took its first step ends like every other."""
+    async with running(tmp_path) as run:
+        run.react = lambda fact: run.cancel() if isinstance(fact, CallSubmitted) else None
+        assert (await run.end()).status == "cancelled"
+        assert run.outcomes() == {"1": "cancelled"}
+        assert run.runtime.started == []
+
+
+@script
+async def test_a_task_that_forgets_its_call(tmp_path: Path) -> None:
+    """A call, the value and the end of its caller, all in what one read of the socket holds."""
+    async with running(tmp_path) as run:
+        slot = await run.runtime.slot(1)
+        slot.call(1)
+        slot.end()
+        assert (await run.end()).status == "succeeded"
+        assert run.outcomes() == {"1": "ok", "1.1": "cancelled"}
+
+
+@script
+async def test_a_cancel_while_a_lost_slot_is_being_removed(tmp_path: Path) -> None:
+    """The attempt is told as lost; nobody waits for a second word about it."""
+    async with running(tmp_path) as run:
+        slot = await run.runtime.slot(1)
+        run.runtime.may_stop.clear()
+        slot.hang_up()
+        await asyncio.wait_for(run.runtime.stopping.wait(), PATIENCE_S)
+        run.cancel()
+        await asyncio.sleep(0.01)
+        run.runtime.may_stop.set()
+        await run.end()
+        assert run.outcomes() == {"1": "lost"}
+
+
+@script
+async def test_a_call_that_its_caller_gave_up(tmp_path: Path) -> None:
+    """A CANCEL of the caller stops the attempt of that call and of no other; the caller goes on."""
+    async with running(tmp_path) as run:
+        root = await run.runtime.slot(1)
+        root.call(1)
+        root.call(2)
+        given_up, other = await run.runtime.slot(2), await run.runtime.slot(3)
+        root.say("CANCEL", id=1)
+        root.say("CANCEL", id=77)
+        await given_up.hear("CANCEL")
+        given_up.say("ENDED", outcome="cancelled")
+        assert (await root.hear("ANSWER"))["id"] == 1
+        other.end()
+        assert "value" in await root.hear("ANSWER")
+        root.say("CANCEL", id=2)
+        root.end()
+        assert (await run.end()).status == "succeeded"
+        assert run.outcomes() == {"1": "ok", "1.1": "cancelled", "1.2": "ok"}
+        assert [fact for fact in run.facts if isinstance(fact, CallCancelled)] == [CallCancelled(call="1.1")]
+
+
+@script
+async def test_a_value_whose_file_is_gone(tmp_path: Path) -> None:
+    """It is that task's failure, and its slot is not used again."""
+    async with running(tmp_path) as run:
+        slot = await run.runtime.slot(1)
+        slot.say("RESULT", value={"size": 1, "name": "v1", "files": []}, preview={"json": 1})
+        slot.say("ENDED", outcome="ok")
+        ended = await run.end()
+        assert (ended.status, (ended.error or {})["code"]) == ("failed", "ValueRefused")
+        assert run.runtime.stopped == [slot]
+
+
+@pytest.mark.parametrize("left", ["nothing", "a link", "a file"])
+def test_a_task_that_spoils_its_outputs(tmp_path: Path, left: str) -> None:
+    """What it returned counts; its slot is ended, and nothing is touched that it put in the folder's place."""
+    treasure = tmp_path / "treasure"
+    treasure.mkdir()
+    (treasure / "v7").touch()
+
+    async def story() -> None:
+        async with running(tmp_path / "home") as run:
+            slot = await run.runtime.slot(1)
+            slot.outputs.rmdir()
+            if left == "a link":
+                slot.outputs.symlink_to(treasure)
+                slot.say("CALL", id=1, task="leaf.work", value={"size": 1, "name": "v7", "files": []})
+                assert "is gone" in (await slot.hear("ANSWER"))["error"]["message"]
+            elif left == "a file":
+                slot.outputs.touch()
+            slot.end()
+            assert (await run.end()).status == "succeeded"
+            assert run.runtime.stopped == [slot]
+
+    asyncio.run(story())
+    assert [path.name for path in treasure.iterdir()] == ["v7"]
+
+
+@script
+async def test_large_values_need_no_thread_of_anybody_else(tmp_path: Path) -> None:
+    """A value is stored though every thread of the loop's own pool is taken."""
+    over = threading.Event()
+    loop = asyncio.get_running_loop()
+    loop.set_default_executor(ThreadPoolExecutor(1))
+    loop.run_in_executor(None, over.wait)
+    try:
+        async with running(tmp_path) as run:
+            slot = await run.runtime.slot(1)
+            slot.end(bytes(2 * INLINE_BYTES))
+            assert (await run.end()).status == "succeeded"
+    finally:
+        over.set()
+
+
+@script
+async def test_large_arguments_keep_their_place(tmp_path: Path) -> None:
+    """Calls are numbered in the order in which they were made, and hashing happens on another thread than the loop's."""
+    async with running(tmp_path) as run:
+        hashed: list[str] = []
+        taking = run.engine._store.take
+
+        def take(*args: Any) -> ValueRef:
+            hashed.append(threading.current_thread().name.partition("_")[0])
+            return taking(*args)
+
+        run.engine._store.take = take  # type: ignore[assignment,method-assign]
+        slot = await run.runtime.slot(1)
+        slot.call(1, bytes(2 * INLINE_BYTES))
+        slot.call(2)
+        slot.end()
+        await run.end()
+        submitted = [fact.call for fact in run.facts if isinstance(fact, CallSubmitted)]
+        assert submitted == ["1", "1.1", "1.2"]
+        assert hashed == ["store", "MainThread", "MainThread"]
+
+
+@script
+async def test_an_idle_slot_that_died_is_not_handed_out(tmp_path: Path) -> None:
+    """The next call of its environment gets a new one, at its first attempt."""
+    async with running(tmp_path) as run:
+        root = await run.runtime.slot(1)
+        root.call(1)
+        (await run.runtime.slot(2)).end()
+        await root.hear("ANSWER")
+        run.runtime.started[1].alive = False
+        root.call(2)
+        (await run.runtime.slot(3)).end()
+        await root.hear("ANSWER")
+        root.end()
+        await run.end()
+        assert run.outcomes() == {"1": "ok", "1.1": "ok", "1.2": "ok"}
+        assert run.runtime.stopped == [run.runtime.started[1]]
+
+
+@script
+async def test_a_failure_too_long_to_be_passed_on(tmp_path: Path) -> None:
+    """A task that says as much as a frame holds does not end the run; its caller gets a failure all the same."""
+    async with running(tmp_path) as run:
+        root = await run.runtime.slot(1)
+        root.call(1)
+        leaf = await run.runtime.slot(2)
+        leaf.say(
+            "ERROR",
+            error=dict.fromkeys(("code", "message", "why", "hint", "task", "call"), "x" * (MAX_HEADER_BYTES // 6)),
+        )
+        leaf.say("ENDED", outcome="raised")
+        assert "error" in await root.hear("ANSWER")
+        root.end()
+        assert (await run.end()).status == "succeeded"
+
+
+@script
+async def test_a_value_that_cannot_be_given(tmp_path: Path) -> None:
+    """The caller is told why, and may go on."""
+    async with running(tmp_path) as run:
+        root = await run.runtime.slot(1)
+        root.call(1)
+        leaf = await run.runtime.slot(2)
+        root.inputs.rmdir()
+        leaf.end(bytes(2 * INLINE_BYTES))
+        assert "No such file" in (await root.hear("ANSWER"))["error"]["why"]
+        root.end()
+        assert (await run.end()).status == "succeeded"
+
+
+@script
+async def test_an_impatient_end_is_an_end(tmp_path: Path) -> None:
+    """Whoever interrupts even the closing is told that the run has ended."""
+    async with running(tmp_path) as run:
+        await run.runtime.slot(1)
+        run.runtime.may_stop.clear()
+
+        async def broken() -> None:
+            raise MachineError("the engine is gone")
+
+        run.runtime.close = broken  # type: ignore[method-assign]
+        run.cancel()
+        run.runtime.started[0].hang_up()
+        run.runtime.may_stop.set()
+        with pytest.raises(MachineError):
+            await run.end()
+        assert isinstance(run.facts[-1], RunEnded)
+
+
+def test_the_largest_frame_is_what_it_says() -> None:
+    """What the engine may not send raises, so that the fakes here refuse it as a real slot does."""
+    with pytest.raises(ProtocolError):
+        encode({"kind": "X", "text": "x" * MAX_HEADER_BYTES})

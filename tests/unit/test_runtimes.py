@@ -1,0 +1,152 @@
+"""What the runtimes promise, as far as it can be seen without starting a slot."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from executor import dockerd, machine
+from executor.errors import MachineError
+from executor.manifest import Shape
+from executor.runtimes import Launch, docker
+from executor.runtimes import process as process_runtime
+from executor.runtimes.process import ProcessRuntime
+from executor.runtimes.slot import Line
+from executor.worker import kernel
+
+SHAPE = Shape(
+    cpus=1, cpus_limit=1, memory_bytes=1, memory_limit_bytes=100_000_000, gpus=0, gpu_model="", shm_bytes=None
+)
+
+
+@pytest.fixture
+def launch(tmp_path: Path) -> Launch:
+    """A slot of an environment that does not exist."""
+    return Launch(
+        run="20260101-000000-0000", number=1, environment="leaf", key="k", image="i", prefix=tmp_path / "prefix",
+        shape=SHAPE, project=tmp_path, import_roots=(".",), library=tmp_path, folder=tmp_path / "slots" / "1",
+        lease=tmp_path / "lease", variables={},
+    )  # fmt: skip
+
+
+def test_a_memory_limit_is_asked_for_in_whole_pages(launch: Launch) -> None:
+    """The kernel rounds down to pages; so do we, and the promise is kept to the byte."""
+    door: Any = type("Door", (), {"folder": Path("/ctl"), "nonce": "n"})
+    asked = docker.plan(launch, door)["host_config"]["mem_limit"]
+    assert asked == 100_000_000 // os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PAGE_SIZE") < 100_000_000
+    uid, gid = docker.task_user()
+    hello = {
+        "pid": 1, "uid": uid, "gid": gid, "capabilities": 0, "no_new_privileges": True, "root_writable": False,
+        "memory_limit_bytes": asked,
+    }  # fmt: skip
+    assert docker.broken_promises(launch, hello) == []
+    assert docker.broken_promises(launch, {**hello, "memory_limit_bytes": 100_003_840}) != []
+    unlimited = replace(launch, shape=replace(SHAPE, memory_limit_bytes=None))
+    assert docker.broken_promises(unlimited, {**hello, "memory_limit_bytes": None}) == []
+
+
+@pytest.mark.parametrize("lacking", ["folders", "prefix"])
+def test_a_slot_that_cannot_be_started_is_the_machines_fault(tmp_path: Path, launch: Launch, lacking: str) -> None:
+    """Whatever the file system refuses is told as that, and not as a bug of ours."""
+    if lacking == "folders":
+        (tmp_path / "slots").touch()
+
+    async def start() -> None:
+        await ProcessRuntime(tmp_path).start(launch)
+
+    with pytest.raises(MachineError, match="leaf"):
+        asyncio.run(start())
+
+
+def test_closing_docker_hangs_up_on_who_is_left() -> None:
+    """A slot that nobody stopped ends at once, and not only by force after a while."""
+
+    async def close() -> list[str]:
+        runtime: Any = docker.DockerRuntime.__new__(docker.DockerRuntime)
+        container = docker._Container("c0ffee")
+        hung_up = []
+
+        class Slot:
+            def hang_up(self) -> None:
+                hung_up.append("c0ffee")
+                runtime._notice("c0ffee", "die")
+                runtime._notice("c0ffee", "destroy")
+
+        slot: Any = Slot()
+        container.slot = slot
+        runtime._containers = {"c0ffee": container}
+        runtime._watch = runtime._threads = runtime._api = type("", (), {"close": print, "shutdown": print})()
+        await asyncio.wait_for(runtime.close(), 2)
+        assert runtime._containers == {}
+        return hung_up
+
+    assert asyncio.run(close()) == ["c0ffee"]
+
+
+def test_many_trees_need_no_thread_of_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each tree's end is heard of while others live, and the loop's own threads stay free."""
+    monkeypatch.setattr(process_runtime, "_ENDS_S", 0.05)
+
+    async def story() -> None:
+        trees = [process_runtime._Tree(machine.spawn(["sleep", "60"])) for _ in range(40)]
+        assert await asyncio.wait_for(asyncio.to_thread(lambda: "free"), 5) == "free"
+        await asyncio.gather(*(tree.end() for tree in trees))
+        assert all(tree.ended.is_set() for tree in trees)
+
+    asyncio.run(story())
+
+
+def test_a_tree_ends_with_all_that_is_below_it() -> None:
+    """Where an agent does not end by itself, what it started does not outlive it, in whatever session it is."""
+    script = "setsid sleep 61 & (setsid sleep 62 & sleep 63) & wait"
+
+    async def story() -> list[int]:
+        process = machine.spawn(["bash", "-c", script], stdin=subprocess.DEVNULL)
+        tree = process_runtime._Tree(process)
+        deadline = time.monotonic() + 5
+        while len(below := kernel.descendants(process.pid)) < 4:
+            assert time.monotonic() < deadline
+        tree.kill()
+        await asyncio.wait_for(tree.ended.wait(), 5)
+        return below
+
+    below = asyncio.run(story())
+    deadline = time.monotonic() + 5
+    while any(_lives(pid) for pid in below):
+        assert time.monotonic() < deadline
+
+
+def _lives(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def test_a_line_knows_that_its_other_end_is_gone() -> None:
+    """So that an idle slot whose agent died is not handed out."""
+
+    async def story() -> list[bool]:
+        ours, theirs = __import__("socket").socketpair()
+        line = Line(*await asyncio.open_unix_connection(sock=ours))
+        states = [line.is_open()]
+        theirs.close()
+        await asyncio.sleep(0.01)
+        states.append(line.is_open())
+        line.close()
+        return states
+
+    assert asyncio.run(story()) == [True, False]
+
+
+def test_an_error_of_the_engine_without_words_has_a_name() -> None:
+    """Where the engine says nothing, the class of the error does."""
+    assert dockerd._reason(ConnectionError()) == "ConnectionError"
+    assert dockerd._reason(ValueError("several\nlines")) == "lines"
