@@ -88,7 +88,7 @@ class Installer:
         archives = [Archive(name=each["name"], url=each["url"], sha256=each["sha256"]) for each in packages]
         away = missing(archives, self._home)
         if away:
-            _say("download", f"downloading {len(away)} archives", 0.0)
+            _say("download", f"downloading {len(away)} archive{'s' * (len(away) != 1)}", 0.0)
         fetcher = Fetcher(
             self._home,
             mirrors=url_mirrors(read_settings(self._home)),

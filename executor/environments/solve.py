@@ -56,6 +56,7 @@ _NOT_FOUND = 404
 
 #: How long uv waits for an index that says nothing, where the user does not say it; its own is minutes.
 _PATIENCE = {"UV_HTTP_TIMEOUT": "15", "UV_HTTP_CONNECT_TIMEOUT": "10", "UV_HTTP_RETRIES": "2"}
+_NO_WHEEL = re.compile(r"Wheels are required for `([^`]+)`")
 _NO_ANSWER = re.compile(r"error sending request|Failed to fetch|Failed to download|operation timed out|dns error")
 
 
@@ -318,8 +319,13 @@ class Solver:
         )
 
     def _unsatisfiable(self, reason: str) -> LockError:
-        hint = "change one of them"
-        if len(self._request["sources"]) > 1:
+        hint, built = "change one of them", _NO_WHEEL.search(reason)
+        if built:
+            hint = (
+                f"environments are made of wheels only: build one (`pip wheel {built[1]}`), and list it under `pip:` as "
+                f"`{built[1]} @ file:///…/it.whl`"
+            )
+        elif len(self._request["sources"]) > 1:
             hint = (
                 "they cannot share one environment. Let this one hold neither, with `depends_on` in the place of "
                 "`extends`: its modules may import theirs all the same, as long as it does not use what they import"

@@ -223,3 +223,21 @@ def test_a_mirror_that_is_configured_has_to_answer(
     with pytest.raises(LockError, match="channel `conda-forge` does not answer") as caught:
         builder.lock(make_spec(tmp_path, "x", "envtest-none"))
     assert "http://127.0.0.1:9/conda-forge" in caught.value.why
+
+
+def test_a_package_without_a_wheel_is_refused_with_a_way_out(
+    builder: Builder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is built from source: the message says so, names the line that asked, and what to do."""
+    source = tmp_path / "wheels/envtest_src-1.0"
+    source.mkdir(parents=True)
+    (source / "PKG-INFO").write_text("Metadata-Version: 2.1\nName: envtest-src\nVersion: 1.0\n")
+    (source / "setup.py").write_text("from setuptools import setup\nsetup(name='envtest-src', version='1.0')\n")
+    shutil.make_archive(str(source), "gztar", source.parent, source.name)
+    monkeypatch.setenv("PIP_FIND_LINKS", str(source.parent))
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    with pytest.raises(LockError, match="cannot be solved") as caught:
+        builder.lock(make_spec(tmp_path, "x", "envtest-src"))
+    assert "no usable wheels" in caught.value.why
+    assert "`x` asks for `envtest-src` (envs/x/environment.yml:1)" in caught.value.why
+    assert "`pip wheel envtest-src`" in caught.value.hint
