@@ -69,7 +69,7 @@ def logs_command(run: str, call: str | None) -> None:
     if call is not None and call not in view.calls:
         raise UsageError(f"run {view.id} has no call `{call}`", why=f"its calls are {', '.join(view.calls)}")
     for each in [view.calls[call]] if call else view.calls.values():
-        log = view.folder / "logs" / f"{each.id}.log"
+        log = view.log(each.id)
         if call is None:
             click.echo(click.style(f"== {each.id} {each.task}", bold=True))
         if log.exists():

@@ -154,13 +154,20 @@ def _ask_glibc(client: Any, reference: str) -> str:
 
 
 def _pull(client: Any, reference: str, say: Say) -> str:
-    """Pull an image; answers with why that did not work, or an empty text."""
+    """Pull an image by the digest that its name stands for now; answers with why that did not work, or an empty text."""
     say("base", f"pulling `{reference}`")
     try:
         with dockerd.translated("it cannot be pulled"):
-            client.images.pull(reference)
+            digest = client.images.get_registry_data(reference).id
+            repository = reference.partition("@")[0]
+            if ":" in repository.rpartition("/")[2]:
+                repository = repository.rpartition(":")[0]
+            pulled = client.images.pull(repository, tag=digest)
+            if "@" not in reference:
+                pulled.tag(reference)
     except MachineError as exc:
         return exc.why
+    say("base", f"`{reference}` is {repository}@{digest}")
     return ""
 
 

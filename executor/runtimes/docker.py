@@ -55,7 +55,6 @@ def plan(launch: Launch, door: Door) -> dict[str, Any]:
         environment=launch.environment,
         isolation="container",
     )
-    config["make"] = ["/tmp/home"]  # noqa: S108
     uid, gid = task_user()
     return {
         "image": launch.image,
@@ -83,7 +82,7 @@ def task_environment(launch: Launch) -> dict[str, str]:
     """The variables that every task finds. No secret ever goes in here: the engine shows them to whoever may ask."""
     return {
         **common_variables(launch.shape),
-        "HOME": "/tmp/home",  # noqa: S108
+        "HOME": f"{TASK}/home",
         "TMPDIR": "/tmp",  # noqa: S108
         "NVIDIA_VISIBLE_DEVICES": "void",
     }

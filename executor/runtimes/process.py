@@ -122,7 +122,7 @@ def _config(launch: Launch, door: Door) -> dict[str, Any]:
         socket=str(door.socket),
         inputs=str(launch.folder / "inputs"),
         task=task,
-        scratch=[f"{task}/tmp", f"{task}/home"],  # noqa: S108  its own
+        scratch=[f"{task}/tmp"],  # noqa: S108  its own
         project=str(launch.project),
         import_roots=launch.import_roots,
         environment=launch.environment,

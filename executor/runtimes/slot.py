@@ -2,7 +2,7 @@
 
 <folder>/inputs        what attempts are given; read-only in the container
 <folder>/task/outputs  what attempts hand over
-<folder>/task/work     where attempts run
+<folder>/task/work     where attempts run, and beside it their home, made by the agent
 """
 
 from __future__ import annotations
@@ -221,16 +221,15 @@ def agent_config(
     isolation: str,
 ) -> dict[str, Any]:
     """The configuration of an agent (see `worker.agent.Agent`), its paths being those that the agent will see."""
-    work = f"{task}/work"
+    work, home = f"{task}/work", f"{task}/home"
     return {
         "socket": socket,
         "nonce": door.nonce,
         "inputs": inputs,
         "outputs": f"{task}/outputs",
         "work": work,
-        "private": [work, *scratch],
-        "scratch": [work, *scratch],
-        "make": [],
+        "private": [work, home, *scratch],
+        "scratch": [work, home, *scratch],
         "read_only": [],
         "project": project,
         "roots": [project if root == "." else f"{project}/{root}" for root in import_roots],

@@ -50,8 +50,8 @@ class _Attempt:
 class Agent:
     """Serves attempts until the host goes away.
 
-    config: socket (path), inputs, outputs, work (cwd of attempts), scratch (folders emptied after each attempt),
-            make (folders that are there when an attempt begins), read_only (folders made so, where that can be done),
+    config: socket (path), inputs, outputs, work (cwd of attempts), scratch (folders that each attempt finds empty),
+            read_only (folders made so, where that can be done),
             roots (folders of the project on sys.path), environment (its name), isolation (how we were started)
     """
 
@@ -283,9 +283,6 @@ class Agent:
         for folder in self._config["scratch"]:
             with contextlib.suppress(OSError):
                 _empty(folder)
-        for folder in self._config["make"]:
-            with contextlib.suppress(OSError):
-                os.makedirs(folder, exist_ok=True)
 
     def _say(self, header: dict[str, Any], body: bytes = b"") -> None:
         try:

@@ -14,6 +14,7 @@ from executor import dockerd
 from executor.environments import Builder, layers
 from executor.environments.spec import Spec, read_spec
 from executor.errors import BuildError
+from tests.environments.registry import serving
 from tests.environments.small import make_wheel
 
 NAMES = ("test-one", "test-two", "test-apt")
@@ -129,3 +130,22 @@ def test_apt_packages_lie_below_the_environment(made: Project, engine: docker.Do
 
 def tagged(engine: docker.DockerClient, repository: str) -> list[str]:
     return [image["RepoTags"][0] for image in engine.api.images(name=repository)]
+
+
+def test_a_base_is_pulled_by_its_digest(made: Project, engine: docker.DockerClient, tmp_path: Path) -> None:
+    """From whoever serves it; it is said which one that is. A base that nobody serves is refused by name."""
+    have = made.spec("test-one", "only_one")
+    made.builder.build_spec(have)
+    below = next(each for each in tagged(engine, "run-local/base") if ":none" not in each)
+    (tmp_path / "registry").mkdir()
+    with serving(engine, below, {dockerd.LABEL: "base"}, tmp_path / "registry") as (reference, digest):
+        built = made.builder.build_spec(made.spec("test-two", "only_two", base=reference))
+        try:
+            assert f"`{reference}` is {reference.removesuffix(':1')}@{digest}" in made.steps()
+            assert layers_of(engine, built.image)[:1] == layers_of(engine, below)
+            assert "only_two 1" in dockerd.output_of(engine, str(built.image), ["only_two"])
+        finally:
+            engine.api.remove_image(reference, force=True)
+    with pytest.raises(BuildError, match=r"the base image `127\.0\.0\.1:9/none:1` cannot be had") as caught:
+        made.builder.build_spec(made.spec("test-two", "only_two", base="127.0.0.1:9/none:1"))
+    assert "127.0.0.1:9" in caught.value.why

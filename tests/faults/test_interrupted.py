@@ -94,7 +94,7 @@ def test_twice_stops_at_once(run_local: RunLocal, haunted: Path, runtime: str, a
 def test_describing(
     run_local: RunLocal, project: MakeProject, alive: Alive, token: str, number: signal.Signals
 ) -> None:
-    """No run has begun: one word, and no document of one."""
+    """No run has begun: one word, and a document that says so."""
     source = SLOW.replace("\n\n    env", f"\n\n    pathlib.Path({token!r}).touch()\n    time.sleep(600)\n    env", 1)
     root = project({"flow.py": source}, {"slow": ["python"]})
     process = run_local.start("work", "--json", cwd=root)
@@ -102,7 +102,8 @@ def test_describing(
     press(process, number)
     done = finish(process)
     demand_clean_end(done, alive)
-    assert (done.stdout, done.stderr.strip()) == ("", "interrupted")
+    assert done.stderr.strip() == "interrupted"
+    assert (done.document["run"], done.document["status"]) == (None, "cancelled")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
