@@ -188,7 +188,7 @@ def test_a_damaged_package_is_refused_by_name(own_home: Path, spec: Spec) -> Non
     """An archive of this machine that is not the one that was locked is not installed."""
     builder = Builder("process", own_home, lambda *_: None)
     builder.lock(spec)
-    [package] = own_home.glob("channel/*/linux-64/python-*.tar.bz2")
+    [package] = own_home.glob("channel/*/linux-64/python-*.conda")
     data = bytearray(package.read_bytes())
     data[len(data) // 2] ^= 1
     package.write_bytes(data)
