@@ -164,7 +164,8 @@ def render_failure(error: Mapping[str, Any]) -> str:
     lines += [f"  {label}: {first[label]}" for label in ("why", "hint") if first.get(label)]
     if first.get("traceback"):
         lines += ["", first["traceback"].rstrip(), ""]
-    lines += [f"  in environment `{first.get('environment', '?')}`, call {first.get('call') or '?'}"]
+    if first.get("environment") and first.get("call"):
+        lines += [f"  in environment `{first['environment']}`, call {first['call']}"]
     lines += [f"  called by `{caller['task']}`, call {caller['call']}{_where(caller)}" for caller in callers]
     return "\n".join(lines)
 

@@ -355,7 +355,8 @@ class Engine:
             inputs = await self._commit(call, slot, header, body)
             task = self._callable(call.task, str(header["task"]))
         except RunLocalError as exc:
-            slot.send({"kind": "ANSWER", "id": number, "error": error_story(exc, task=str(header["task"]))})
+            story = error_story(exc, task=str(header["task"]), code="refused")
+            slot.send({"kind": "ANSWER", "id": number, "error": story})
             return
         call.made[number] = f"{name}.{next(call.children)}"
         self._submit(call.made[number], _Call(task, name, number, call.attempt, inputs))
