@@ -38,6 +38,7 @@ else:
 R = TypeVar("R")
 
 _NAME = re.compile(r"[a-z0-9]+([_-][a-z0-9]+)*")
+_LISTS = ("dependencies", "pip", "channels", "apt")
 
 Submit = Callable[["Task[Any, Any]", tuple[Any, ...], dict[str, Any]], "Future[Callable[[], Any]]"]
 
@@ -68,13 +69,21 @@ class CondaSpec:
     platform: Optional[str] = None
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data; raises `ProjectError` for a text in the place of a list."""
-        for name in ("dependencies", "pip", "channels", "apt"):
-            if isinstance(getattr(self, name), str):
-                raise ProjectError(
-                    f"`{name}` of a CondaSpec is a list", hint=f"write `{name}=[{getattr(self, name)!r}]`"
-                )
-        listed = {name: list(getattr(self, name)) for name in ("dependencies", "pip", "channels", "apt")}
+        """Plain data; raises `ProjectError` with every part that is of another type than it should be."""
+        wrong = [
+            f"`{name}` must be a list of texts, and is {getattr(self, name)!r}"
+            for name in _LISTS
+            if not _is_texts(getattr(self, name))
+        ]
+        variables: Any = self.variables
+        if not isinstance(variables, Mapping) or not _is_texts([*variables, *variables.values()]):
+            wrong.append(f"`variables` must be a mapping of texts to texts, and is {self.variables!r}")
+        for name, kind, word in (("base", str, "a text"), ("cuda", bool, "a bool"), ("platform", str, "a text")):
+            if not isinstance(getattr(self, name), (kind, type(None))):
+                wrong.append(f"`{name}` must be {word} or None, and is {getattr(self, name)!r}")
+        if wrong:
+            raise ProjectError("its `CondaSpec` is wrong", why="\n".join(wrong))
+        listed = {name: list(getattr(self, name)) for name in _LISTS}
         single = {name: getattr(self, name) for name in ("base", "cuda", "platform")}
         return {**listed, **single, "variables": dict(self.variables)}
 
@@ -228,6 +237,10 @@ def _find_task(module: str, qualname: str) -> Any:
     for part in qualname.split("."):
         found = getattr(found, part)
     return found
+
+
+def _is_texts(value: Any) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str) and all(isinstance(each, str) for each in value)
 
 
 def _inside_event_loop() -> bool:

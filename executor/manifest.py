@@ -135,10 +135,11 @@ class Manifest:
             for name, way in caller.calls.items():
                 called = self.tasks.get(name)
                 if called and called.environment not in allowed:
+                    here = self.environments[caller.environment]
                     raise ProjectError(
                         f"`{caller.name}` calls `{name}`, and its environment does not depend on that one's",
-                        why=f"{way} → {name}",
-                        hint=f"declare it where `{caller.environment}` is: `depends_on=[…]` with `{called.environment}`",
+                        why=f"{way} → {name} ({called.file}:{called.line})",
+                        hint=f"add `{called.environment}` to the `depends_on` of `{here.name}` ({here.file}:{here.line})",
                     )
                 if called and name not in seen:
                     seen.add(name)

@@ -41,7 +41,7 @@ _OWN_KEYS = frozenset({"base", "cuda", "env", "apt", "platform"})
 _PLATFORMS = ("linux-64", "linux/amd64")
 _FILES = ("envs/{}/environment.yml", "envs/{}/environment.yaml", "envs/{}.yml")
 _DEBIAN_NAME = re.compile(r"[a-z0-9][a-z0-9+.-]+")
-_CONDA_NAME = re.compile(r"([^\s:]+::)?[A-Za-z0-9_][A-Za-z0-9_.-]*($|[\s=<>!~\[])")
+_CONDA_NAME = re.compile(r"(\S+::)?[A-Za-z0-9_][A-Za-z0-9_.-]*($|[\s=<>!~\[])")
 _INSTEAD_OF_OPTIONS = {
     "-e": "is an editable install: the project's source is in every environment by itself",
     "--editable": "is an editable install: the project's source is in every environment by itself",
@@ -99,7 +99,7 @@ def find_spec(manifest: Manifest, environment: str) -> Spec:
         if entry.spec is not None:
             found.append(read_inline(entry.spec, name, declared))
         elif path and path.is_file():
-            found.append(read_spec(path, name))
+            found.append(read_spec(path, name, root))
         elif entry.image or not entry.extends:
             raise _no_spec(root, name, entry.image, declared)
     return unite(environment, found)
@@ -133,8 +133,11 @@ def unite(name: str, specs: list[Spec]) -> Spec:
     )
 
 
-def read_spec(path: Path, name: str) -> Spec:
-    """The specification in a file; raises `SpecError` with every mistake and the line of each."""
+def read_spec(path: Path, name: str, root: Path | None = None) -> Spec:
+    """The specification in a file; raises `SpecError` with every mistake and the line of each.
+
+    root: the project, where it is known; places are told from there
+    """
     try:
         node = yaml.compose(path.read_text(encoding="utf-8-sig"), Loader=yaml.SafeLoader)
     except yaml.MarkedYAMLError as exc:
@@ -143,7 +146,7 @@ def read_spec(path: Path, name: str) -> Spec:
         raise SpecError(f"`{path.name}` of environment `{name}` is not YAML", why=f"{where}: {exc.problem}") from exc
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as exc:
         raise SpecError(f"the specification of environment `{name}` cannot be read", why=f"{path}: {exc}") from exc
-    short = Path(*path.parts[-3:]) if path.parent.parent.name == "envs" else Path(path.name)
+    short = _shown(path, root)
     return _read(node, name, path, lambda found: f"{short}:{found.start_mark.line + 1 if found else 1}")
 
 
@@ -344,6 +347,15 @@ def _package_name(requirement: str) -> str:
 
 def _merged(lists: Any) -> tuple[str, ...]:
     return tuple(dict.fromkeys(item for each in lists for item in each))
+
+
+def _shown(path: Path, root: Path | None) -> Path:
+    """A file as messages name it: from the project's root, or from the `envs` that it lies in."""
+    if root and path.is_relative_to(root):
+        return path.relative_to(root)
+    if "envs" in path.parts[-3:-1]:
+        return Path(*path.parts[-3 + path.parts[-3:-1].index("envs") :])
+    return Path(path.name)
 
 
 def _default_path(root: Path, name: str) -> Path | None:

@@ -1,7 +1,8 @@
 """Which tasks a function calls, as far as its bytecode shows: names that stand for tasks, in it and in what it uses.
 
 Nothing is executed. Functions of the project that are named are looked into, too; what is reached in other ways (through
-a dict, an attribute of an object) is not seen, and the host refuses it when the call comes.
+a dict, an attribute of an object, an import inside a function) is not seen, and the host refuses it when the call comes.
+`task.name` or `task.function` is no call.
 """
 
 from __future__ import annotations
@@ -14,11 +15,14 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from executor.authoring import Task
+from executor.worker.source import is_source
 from executor.worker.tracebacks import short_name
 
 _GLOBALS = frozenset({"LOAD_GLOBAL", "LOAD_NAME"})
 _CELLS = frozenset({"LOAD_DEREF", "LOAD_CLASSDEREF", "LOAD_FROM_DICT_OR_DEREF"})
 _ATTRIBUTES = frozenset({"LOAD_ATTR", "LOAD_METHOD"})
+_PREFIX = "EXTENDED_ARG"  # stands between a name and its attribute where a function has many names
+_WAYS_TO_CALL = frozenset({"aio", "__call__"})
 
 
 def calls_of(task: Task[Any, Any], root: str) -> dict[str, str]:
@@ -43,7 +47,7 @@ def _named(function: Any) -> Iterator[Any]:
     """What the names in a function stand for, those of functions inside it included."""
     if not isinstance(function, types.FunctionType):
         return
-    cells = dict(zip(function.__code__.co_freevars, function.__closure__ or (), strict=True))
+    cells = dict(zip(function.__code__.co_freevars, function.__closure__ or ()))
     codes = [function.__code__]
     while codes:
         code = codes.pop()
@@ -55,14 +59,18 @@ def _loaded(code: types.CodeType, names: Mapping[str, Any], cells: Mapping[str, 
     last: Any = None
     for instruction in dis.get_instructions(code):
         name, found = instruction.argval, None
+        if instruction.opname == _PREFIX:
+            continue
         if instruction.opname in _GLOBALS:
             found = names.get(name)
         elif instruction.opname in _CELLS and name in cells:
             found = _content(cells[name])
         elif instruction.opname in _ATTRIBUTES and isinstance(last, types.ModuleType):
             found = vars(last).get(name)
-        if found is not None:
-            yield found
+        elif instruction.opname in _ATTRIBUTES and isinstance(last, Task) and name not in _WAYS_TO_CALL:
+            last = None
+        if last is not None:
+            yield last
         last = found
 
 
@@ -74,7 +82,7 @@ def _content(cell: Any) -> Any:
 
 
 def _is_of(function: types.FunctionType, root: str) -> bool:
-    return os.path.abspath(function.__code__.co_filename).startswith(root + os.sep)
+    return is_source(root, os.path.abspath(function.__code__.co_filename))
 
 
 def _place(function: Any, root: str) -> str:

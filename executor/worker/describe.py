@@ -151,13 +151,14 @@ def _describe_environment(environment: authoring.TaskEnvironment, root: str) -> 
             raise ProjectError(f"{at}: `env_vars` must be text", why=f"{each[0]!r} is {each[1]!r}")
     try:
         resources = environment.resources.to_json()
+        spec = environment.image.to_json() if isinstance(environment.image, authoring.CondaSpec) else None
     except RunLocalError as exc:
         raise ProjectError(f"{at}: {exc.what}", why=exc.why, hint=exc.hint) from None
     file, line = environment.declared_at
     return {
         "name": environment.name,
-        "image": None if isinstance(environment.image, authoring.CondaSpec) else environment.image,
-        "spec": environment.image.to_json() if isinstance(environment.image, authoring.CondaSpec) else None,
+        "image": environment.image if spec is None else None,
+        "spec": spec,
         "depends_on": [other.name for other in environment.depends_on],
         "extends": [other.name for other in environment.extends],
         "resources": resources,

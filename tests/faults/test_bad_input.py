@@ -260,8 +260,8 @@ def test_a_call_that_the_source_shows_and_nothing_declares(run_local: RunLocal, 
     assert (done.code, done.stdout) == (2, "")
     assert told(done, root) == (
         "error: `leaf.call_openly` calls `root.elsewhere`, and its environment does not depend on that one's\n"
-        "  why: leaf.call_openly (flow.py:22) → root.elsewhere\n"
-        "  hint: declare it where `leaf` is: `depends_on=[…]` with `root`\n"
+        "  why: leaf.call_openly (flow.py:22) → root.elsewhere (flow.py:17)\n"
+        "  hint: add `root` to the `depends_on` of `leaf` (flow.py:5)\n"
     )
 
 

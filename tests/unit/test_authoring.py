@@ -154,6 +154,46 @@ def test_environments_know_each_other_and_their_place() -> None:
     assert authoring.ENVIRONMENTS[-3:] == [first, second, third]
 
 
+def test_a_specification_in_python_becomes_plain_data() -> None:
+    """Lists may be any sequence; what is not said is what an environment.yml leaves out."""
+    assert flyte.CondaSpec(("python", "numpy"), pip=["idna"], cuda=True).to_json() == {
+        "dependencies": ["python", "numpy"],
+        "pip": ["idna"],
+        "channels": ["conda-forge"],
+        "apt": [],
+        "base": None,
+        "cuda": True,
+        "platform": None,
+        "variables": {},
+    }
+
+
+def test_every_part_of_a_specification_that_has_a_wrong_type_is_told() -> None:
+    """All at once."""
+    wrong: dict[str, Any] = {
+        "dependencies": "python",
+        "pip": None,
+        "channels": [3],
+        "apt": {"hello"},
+        "variables": {"A": 1},
+        "base": 12,
+        "cuda": 0,
+        "platform": ["linux-64"],
+    }
+    with pytest.raises(ProjectError, match="its `CondaSpec` is wrong") as caught:
+        flyte.CondaSpec(**wrong).to_json()
+    assert caught.value.why == (
+        "`dependencies` must be a list of texts, and is 'python'\n"
+        "`pip` must be a list of texts, and is None\n"
+        "`channels` must be a list of texts, and is [3]\n"
+        "`apt` must be a list of texts, and is {'hello'}\n"
+        "`variables` must be a mapping of texts to texts, and is {'A': 1}\n"
+        "`base` must be a text or None, and is 12\n"
+        "`cuda` must be a bool or None, and is 0\n"
+        "`platform` must be a text or None, and is ['linux-64']"
+    )
+
+
 def test_importing_the_package_loads_next_to_nothing() -> None:
     """A task's process must hold the user's modules, and none of the host's."""
     ours = "{name for name in sys.modules if name.partition('.')[0] in ('executor', 'click', 'docker', 'rich', 'yaml')}"

@@ -82,12 +82,40 @@ def test_the_way_leads_through_functions_of_the_project(calls: Calls) -> None:
         "@env.task\ndef root(leaf=1): return leaf\n",
         "@env.task\ndef root():\n    leaf = 1\n    return leaf\n",
         "@env.task\ndef root(x=0): return root(x + 1)\n",
+        "@env.task\ndef root(): return leaf.name, leaf.function(1), leaf.__wrapped__(1)\n",
         "class Other: leaf = 3\n@env.task\ndef root(): return Other.leaf, Other().leaf\n",
     ],
 )
 def test_what_only_has_its_name_is_no_task(calls: Calls, text: str) -> None:
-    """A parameter, a variable, an attribute of something else, the task itself."""
+    """A parameter, a variable, an attribute of something else, the task itself, or what a task has beside its call."""
     assert calls(text) == {}
+
+
+def test_functions_that_are_installed_inside_the_project_are_not_looked_into(calls: Calls) -> None:
+    """A virtual environment in the project's folder is none of its source."""
+    text = """
+        import os
+        path = os.path.join(os.path.dirname(leaf.function.__code__.co_filename), ".venv/lib/site-packages/x.py")
+        names = {"leaf": leaf}
+        exec(compile("def installed(): return leaf()", path, "exec"), names)
+        installed = names["installed"]
+        @env.task
+        def root(): return installed()
+    """
+    assert calls(text) == {}
+
+
+def test_a_function_with_very_many_names_is_read_like_any_other(calls: Calls) -> None:
+    """Python writes names beyond the 256th in another way."""
+    many = ", ".join(f"name{number}" for number in range(300))
+    text = f"""
+        import types
+        flows = types.ModuleType("flows")
+        flows.leaf = leaf
+        @env.task
+        def root(): return {many}, flows.leaf(), other.name
+    """
+    assert list(calls(text)) == ["a.leaf"]
 
 
 def test_a_task_of_a_module_is_found_by_its_attribute(calls: Calls) -> None:

@@ -122,6 +122,36 @@ def test_all_that_a_declaration_says_is_in_the_manifest(described: Describe) -> 
     ]
 
 
+def test_calls_and_specifications_in_python_are_in_the_manifest(described: Describe) -> None:
+    """Both are checked without importing the workflow again."""
+    manifest, task = described(
+        """
+        from executor import CondaSpec, TaskEnvironment
+
+        far = TaskEnvironment("far", image="specs/far.yml")
+        env = TaskEnvironment("env", image=CondaSpec(["python >=3.10"], apt=["hello"]))
+
+        @far.task
+        def predict(): ...
+
+        def helper():
+            return predict()
+
+        @env.task
+        def work():
+            return helper()
+        """
+    )
+    assert (manifest.environments["far"].image, manifest.environments["far"].spec) == ("specs/far.yml", None)
+    inline = manifest.environments["env"].spec
+    assert inline is not None
+    assert (inline["dependencies"], inline["apt"]) == (["python >=3.10"], ["hello"])
+    assert task.calls == {"far.predict": "env.work (flow.py:12) → helper (flow.py:9)"}
+    with pytest.raises(ProjectError, match=r"`env\.work` calls `far\.predict`") as caught:
+        manifest.check_calls(task.name)
+    assert caught.value.hint == "add `far` to the `depends_on` of `env` (flow.py:4)"
+
+
 def test_annotations_that_cannot_be_resolved_are_any_with_their_text(described: Describe) -> None:
     """A name that is imported for type checkers only, or that a missing package would have, is no error."""
     _, task = described(
@@ -264,6 +294,12 @@ def test_an_exception_is_shown_with_the_users_frames_only(project: MakeProject) 
         ("TaskEnvironment('env')", "environment `env` is declared twice", "at flow.py:3 and at flow.py:8"),
         ("TaskEnvironment('b', depends_on=['env'])", "environment `b` (flow.py:8): `'env'` is no environment", ""),
         ("TaskEnvironment('b', env_vars={'A': 1})", "environment `b` (flow.py:8): `env_vars` must be text", "'A' is 1"),
+        (
+            "import executor; TaskEnvironment('b', image=executor.CondaSpec('python'))",
+            "environment `b` (flow.py:8): its `CondaSpec` is wrong",
+            "`dependencies` must be a list of texts, and is 'python'",
+        ),
+        ("TaskEnvironment('b', image=3)", "environment `b` (flow.py:8): `image` must be a path or a `CondaSpec`", ""),
         ("env.resources = Resources(memory='x')", "environment `env` (flow.py:3): `x` is not an amount of memory", ""),
         ("f = env.task(lambda: 0)", "task `env.<lambda>` cannot be found by its name", "flow.py:8"),
         ("work = print", "task `env.work` cannot be found by its name", "flow.py:5"),

@@ -130,5 +130,5 @@ def test_a_call_that_no_depends_on_allows_is_refused_with_the_way_there() -> Non
     read.check_calls("a.other")
     with pytest.raises(ProjectError, match=r"`b\.middle` calls `c\.leaf`") as caught:
         read.check_calls("a.root")
-    assert caught.value.why == "b.middle (f.py:3) → helper (f.py:4) → c.leaf"
-    assert "`b`" in caught.value.hint
+    assert caught.value.why == "b.middle (f.py:3) → helper (f.py:4) → c.leaf (flow.py:3)"
+    assert caught.value.hint == "add `c` to the `depends_on` of `b` (flow.py:1)"

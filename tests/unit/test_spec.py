@@ -145,6 +145,49 @@ def test_a_spec_is_found_in_every_usual_place(tmp_path: Path, place: str) -> Non
     assert find_spec(manifest(root, "x"), "x").path == path
 
 
+def test_places_are_told_from_the_root_of_the_project(tmp_path: Path) -> None:
+    """Wherever the file lies; without a project, from the `envs` that it lies in."""
+    text = "dependencies:\n  - python\n  - numpy\n"
+    for place in ("envs/x/environment.yml", "envs/x.yml", "specs/yours.yml"):
+        path = tmp_path / place
+        write(path.parent, text, path.name)
+        assert find_spec(manifest(tmp_path, "x", place), "x").lines["numpy"] == f"{place}:3"
+        short = place if place.startswith("envs") else "yours.yml"
+        assert read_spec(path, "x").lines["numpy"] == f"{short}:3"
+
+
+def test_an_extending_environment_keeps_the_places_and_the_packages_of_all(tmp_path: Path) -> None:
+    """Debian packages of both, each once, and the line of each requirement."""
+    specs = [
+        read_spec(
+            write(tmp_path / f"envs/{name}", f"dependencies:\n - python\n - {name}\nrun-local: {{apt: [{apt}]}}\n"),
+            name,
+        )
+        for name, apt in (("low", "curl, hello"), ("high", "hello, less"))
+    ]
+    both = unite("high", specs)
+    assert both.apt == ("curl", "hello", "less")
+    assert (both.lines["low"], both.lines["high"]) == ("envs/low/environment.yml:3", "envs/high/environment.yml:3")
+
+
+def test_all_mistakes_of_requirements_are_told_at_once(tmp_path: Path) -> None:
+    """Each with its own line."""
+    text = (
+        "dependencies:\n  - python\n  - numpy = = 2\n  - scipy >=\n  - pip:\n    - -e .\n    - --index-url x\n"
+        "    - idna ==\nrun-local:\n  apt:\n    - hello\n    - Not ok\n  platform: osx-arm64\n"
+    )
+    told = sorted(line.partition("` ")[0] for line in mistakes_of(tmp_path, text).splitlines())
+    assert told == [
+        "environment.yml:12: `Not ok",
+        "environment.yml:13: `osx-arm64",
+        "environment.yml:3: `numpy = = 2",
+        "environment.yml:4: `scipy >=",
+        "environment.yml:6: `-e .",
+        "environment.yml:7: `--index-url x",
+        "environment.yml:8: `idna ==",
+    ]
+
+
 def declared(**given: object) -> dict[str, object]:
     return CondaSpec(**given).to_json()  # type: ignore[arg-type]
 
@@ -207,7 +250,17 @@ def test_a_mistake_in_python_is_told_with_its_line(given: dict[str, object], tex
 
 @pytest.mark.parametrize(
     "text",
-    ["numpy", "numpy=1.26", "numpy >=2,<3", "conda-forge::numpy=1.26=py311*", "numpy[version='>=2']", "libgcc-ng"],
+    [
+        "numpy",
+        "numpy=1.26",
+        "numpy >=2,<3",
+        "numpy >= 2 , < 3",
+        "conda-forge::numpy=1.26=py311*",
+        "https://conda.example.org/main::numpy",
+        "numpy[version='>=2']",
+        "libgcc-ng",
+        "_libgcc_mutex",
+    ],
 )
 def test_what_conda_understands_is_no_mistake(text: str) -> None:
     """Whatever form its users write."""
