@@ -1,8 +1,14 @@
-"""The plain data that the steps hand to one another; it needs no package, so every environment can open it."""
+"""What the steps hand to one another.
+
+It is plain data, so every environment can open it, but for one array: the workflow's own environment holds no NumPy,
+keeps it as an opaque handle, and hands it on.
+"""
 
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 
 @dataclass(frozen=True)
@@ -56,7 +62,7 @@ class Prediction:
     predictor:  name and version of the program that predicted it
     statement:  one sentence for people on what that program is, and what it is not
     device:     where the network ran, such as "cpu"
-    plddt:      confidence of each residue, 0 to 100, heavy chain before light
+    plddt:      confidence of each residue, 0 to 100, heavy chain before light, shape (residues,)
     predicted:  PDB file as the network left it, pLDDT in the B-factors
     relaxed:    the same after relaxation, with hydrogens; None where none was asked for
     relaxation: what relaxation did to the geometry, in the words of `alphafold_demo.relaxation`; empty without
@@ -68,7 +74,7 @@ class Prediction:
     statement: str
     device: str
     weights_sha256: str
-    plddt: list[float]
+    plddt: np.ndarray
     predicted: Path
     relaxed: Path | None
     relaxation: dict[str, float]

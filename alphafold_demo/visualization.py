@@ -33,7 +33,7 @@ def visualize_results(antibody: Antibody, prediction: Prediction, title: str = "
     started = time.perf_counter()
     structure = gemmi.read_structure(str(prediction.relaxed or prediction.predicted))
     structure.remove_hydrogens()
-    residues = describe_residues(antibody, prediction.plddt, structure[0])
+    residues = describe_residues(antibody, prediction.plddt.tolist(), structure[0])
     reference, comparison = compare(antibody, structure[0], residues)
     scores = summarize(antibody, prediction, residues, comparison, title)
     turn = upright(antibody, calphas(structure[0]))

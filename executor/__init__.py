@@ -7,6 +7,8 @@
     @env.task
     def run_alphafold(sequence: str) -> str: ...
 
+and from a script or a notebook: `executor.run(run_alphafold, "AAGG").result()`.
+
 The names below are all that a workflow needs. They are looked up when first used, so that importing this package
 inside a container loads nothing that a container does not hold.
 """
@@ -15,32 +17,50 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from executor.authoring import CondaSpec, Task, TaskEnvironment
+    from executor.api import Run, run, with_options
+    from executor.authoring import CondaSpec, Reuse, Task, TaskEnvironment, map, reference_task
     from executor.errors import MissingModule, RunLocalError, TaskError, UsageError
     from executor.resources import Resources
     from executor.version import VERSION as __version__
+    from executor.worker.opaque import OpaqueInfo, opaque_info
 
 _HOMES = {
     "CondaSpec": "executor.authoring",
     "MissingModule": "executor.errors",
+    "OpaqueInfo": "executor.worker.opaque",
     "Resources": "executor.resources",
+    "Reuse": "executor.authoring",
+    "Run": "executor.api",
     "RunLocalError": "executor.errors",
     "Task": "executor.authoring",
     "TaskEnvironment": "executor.authoring",
     "TaskError": "executor.errors",
     "UsageError": "executor.errors",
+    "map": "executor.authoring",
+    "opaque_info": "executor.worker.opaque",
+    "reference_task": "executor.authoring",
+    "run": "executor.api",
+    "with_options": "executor.api",
 }
 
 __all__ = [
     "CondaSpec",
     "MissingModule",
+    "OpaqueInfo",
     "Resources",
+    "Reuse",
+    "Run",
     "RunLocalError",
     "Task",
     "TaskEnvironment",
     "TaskError",
     "UsageError",
     "__version__",
+    "map",
+    "opaque_info",
+    "reference_task",
+    "run",
+    "with_options",
 ]
 
 

@@ -8,10 +8,12 @@ This module travels into containers: stdlib only, Python 3.9, and nothing here k
 """
 
 import asyncio
+import functools
 import inspect
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import (
@@ -49,6 +51,12 @@ CALLER: list[Submit] = []
 #: Every environment of this process, in the order in which they were declared.
 ENVIRONMENTS: list["TaskEnvironment"] = []
 
+#: Every reference to a task of this process, and where it was made.
+REFERENCES: dict[str, "ReferenceTask"] = {}
+
+#: What the manifest knows of the tasks that are referred to, by their names; set by the worker.
+REFERRED: dict[str, dict[str, Any]] = {}
+
 
 @dataclass(frozen=True)
 class CondaSpec:
@@ -73,10 +81,10 @@ class CondaSpec:
         wrong = [
             f"`{name}` must be a list of texts, and is {getattr(self, name)!r}"
             for name in _LISTS
-            if not _is_texts(getattr(self, name))
+            if not is_texts(getattr(self, name))
         ]
         variables: Any = self.variables
-        if not isinstance(variables, Mapping) or not _is_texts([*variables, *variables.values()]):
+        if not isinstance(variables, Mapping) or not is_texts([*variables, *variables.values()]):
             wrong.append(f"`variables` must be a mapping of texts to texts, and is {self.variables!r}")
         for name, kind, word in (("base", str, "a text"), ("cuda", bool, "a bool"), ("platform", str, "a text")):
             if not isinstance(getattr(self, name), (kind, type(None))):
@@ -88,25 +96,40 @@ class CondaSpec:
         return {**listed, **single, "variables": dict(self.variables)}
 
 
+@dataclass(frozen=True)
+class Reuse:
+    """How the attempts of an environment follow each other in a container; each is always a process of its own.
+
+    preload: modules that are imported once in a container, before it is forked for an attempt. Not every library
+             survives a fork: one that has begun threads, or talks to a GPU, may hang in the attempt
+    fork:    False starts a new interpreter for each attempt
+    """
+
+    preload: Sequence[str] = ()
+    fork: bool = True
+
+
 class TaskEnvironment:
     """A named environment and the tasks that run in it.
 
     name:       lower case; its spec is `envs/<name>/environment.yml` of the project
     image:      another spec: the path of an environment.yml, from the project's root, or a `CondaSpec`
-    depends_on: environments that tasks of this one call; they are locked and built first
+    depends_on: environments that tasks of this one call, or their names; they are locked and built first
     extends:    environments whose packages this one holds too, solved together as one
     resources:  what one attempt may use
     env_vars:   environment variables of every attempt
+    reusable:   how attempts follow each other in a container
     """
 
     def __init__(
         self,
         name: str,
         image: Union[str, CondaSpec, None] = None,
-        depends_on: Sequence["TaskEnvironment"] = (),
-        extends: Sequence["TaskEnvironment"] = (),
+        depends_on: Sequence[Union["TaskEnvironment", str]] = (),
+        extends: Sequence[Union["TaskEnvironment", str]] = (),
         resources: Optional[Resources] = None,
         env_vars: Optional[Mapping[str, str]] = None,
+        reusable: Optional[Reuse] = None,
         description: str = "",
     ) -> None:
         if not _NAME.fullmatch(str(name)):
@@ -125,13 +148,14 @@ class TaskEnvironment:
         self.extends = list(extends)
         self.resources = resources or Resources()
         self.env_vars = dict(env_vars or {})
+        self.reusable = reusable or Reuse()
         self.description = description
         self.tasks: dict[str, Task[Any, Any]] = {}
         frame = sys._getframe(1)
         self.declared_at = (frame.f_code.co_filename, frame.f_lineno)
         ENVIRONMENTS.append(self)
 
-    def add_dependency(self, *environments: "TaskEnvironment") -> None:
+    def add_dependency(self, *environments: Union["TaskEnvironment", str]) -> None:
         """Declare more environments that tasks of this one call; naming one twice is the same as once."""
         self.depends_on += [env for env in dict.fromkeys(environments) if env not in self.depends_on]
 
@@ -168,7 +192,10 @@ class TaskEnvironment:
 
 
 class Task(Generic[P, R]):
-    """A function that runs in its environment; made by `@env.task`, called like the function."""
+    """A function that runs in its environment; made by `@env.task`, called like the function.
+
+    overrides: what calls of it are carried out with instead of what it was declared with, as plain data
+    """
 
     def __init__(self, environment: TaskEnvironment, function: Callable[..., Any]) -> None:
         self.environment = environment
@@ -178,21 +205,53 @@ class Task(Generic[P, R]):
         self.is_async = inspect.iscoroutinefunction(function)
         self.retries = 0
         self.timeout: Optional[float] = None
+        self.overrides: dict[str, Any] = {}
         for attribute in ("__module__", "__name__", "__doc__"):
             setattr(self, attribute, getattr(function, attribute))
         self.__qualname__ = function.__qualname__
         self.__wrapped__ = function
 
     def _with(self, retries: int, timeout: Optional[float]) -> "Task[P, R]":
-        if retries < 0 or not (timeout is None or timeout > 0):  # nor is NaN a timeout
-            raise UsageError(f"task `{self.name}`: retries must not be negative, and a timeout must be positive")
-        self.retries, self.timeout = retries, None if timeout == float("inf") else timeout
+        self.retries, self.timeout = _retries(self, retries), _timeout(self, timeout)
         return self
+
+    def override(
+        self,
+        *,
+        resources: Optional[Resources] = None,
+        env_vars: Optional[Mapping[str, str]] = None,
+        retries: Optional[int] = None,
+        timeout: Optional[float] = None,
+    ) -> "Task[P, R]":
+        """The same task, to be called with other terms; each that is given replaces what was declared.
+
+        resources: what one attempt may use, as a whole; env_vars: all variables of an attempt
+        retries, timeout: as in `TaskEnvironment.task`; a timeout of infinity waits for ever
+        """
+        changed: dict[str, Any] = {}
+        if resources is not None:
+            if not isinstance(resources, Resources):
+                raise UsageError(f"`resources` of `{self.name}` must be `Resources(…)`", why=f"it is {resources!r}")
+            changed["shape"] = resources.to_json()
+        if env_vars is not None:
+            if not is_texts([*env_vars, *env_vars.values()]):
+                raise UsageError(f"`env_vars` of `{self.name}` must be texts", why=f"they are {env_vars!r}")
+            changed["env_vars"] = dict(env_vars)
+        if retries is not None:
+            changed["retries"] = _retries(self, retries)
+        if timeout is not None:
+            changed["timeout_s"] = _timeout(self, timeout)
+        return self._overridden({**self.overrides, **changed})
+
+    def _overridden(self, overrides: dict[str, Any]) -> "Task[P, R]":
+        other: Task[P, R] = object.__new__(type(self))
+        other.__dict__.update(self.__dict__, overrides=overrides)
+        return other
 
     def __call__(self, *args: "P.args", **kwargs: "P.kwargs") -> R:
         """Run the task and return its value; of an async task, an awaitable of it."""
         if not CALLER:
-            return cast("R", self.function(*args, **kwargs))
+            return cast("R", self._call_here(args, kwargs))
         self._check(args, kwargs)
         if self.is_async:
             return cast("R", self._await(args, kwargs))
@@ -210,12 +269,15 @@ class Task(Generic[P, R]):
         if CALLER:
             self._check(args, kwargs)
             return await self._await(args, kwargs)
-        value = self.function(*args, **kwargs)
+        value = self._call_here(args, kwargs)
         return await value if inspect.isawaitable(value) else value
 
     async def _await(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         open_value = await asyncio.wrap_future(CALLER[-1](self, args, kwargs))
         return open_value()
+
+    def _call_here(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return self.function(*args, **kwargs)
 
     def _check(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Refuse arguments that the function could not be called with, before anything is sent."""
@@ -226,20 +288,209 @@ class Task(Generic[P, R]):
 
     def __reduce__(self) -> Union[str, tuple[Any, ...]]:
         """Pickle by name: the function lives in the project's source, which every container has."""
-        return (_find_task, (self.__module__, self.__qualname__))
+        return (_find_task, (self.__module__, self.__qualname__, self.overrides))
 
     def __repr__(self) -> str:
         return f"<task {self.name}>"
 
 
-def _find_task(module: str, qualname: str) -> Any:
+class ReferenceTask(Task[Any, Any]):
+    """A task that is called by its name: neither its module nor what that imports is needed where it is called."""
+
+    def __init__(self, name: str, declared_at: tuple[str, int]) -> None:
+        self.name = name
+        self.short_name = self.__name__ = self.__qualname__ = name.partition(".")[2]
+        self.declared_at = declared_at
+        self.overrides = {}
+
+    @property
+    def is_async(self) -> bool:  # type: ignore[override]
+        """Whether it is written with `async def`."""
+        return bool(REFERRED.get(self.name, {}).get("is_async"))
+
+    def _call_here(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        declared = [task for environment in ENVIRONMENTS for task in environment.tasks.values()]
+        found = next((task for task in declared if task.name == self.name), None)
+        if found is None:
+            raise UsageError(
+                f"`{self.name}` is only referred to here, and cannot be called outside a run",
+                why="the module that declares it is not imported",
+                hint="import that module first, for example in the test that calls this",
+            )
+        return found.function(*args, **kwargs)
+
+    def _check(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Nothing to be done here: the worker knows the signature, and checks types with it."""
+
+    def __reduce__(self) -> Union[str, tuple[Any, ...]]:
+        return (_find_reference, (self.name, self.overrides))
+
+    def __repr__(self) -> str:
+        return f"<reference to task {self.name}>"
+
+
+def reference_task(name: str) -> ReferenceTask:
+    """A task of another environment, by its name `environment.function`, without importing the module that declares it.
+
+    It is called like the task itself: with its signature, its defaults and its types, which are those of the source as it
+    is when the run begins. The environment of the caller names the other one: `depends_on=["environment"]`.
+    """
+    environment, _, function = str(name).partition(".")
+    if not _NAME.fullmatch(environment) or not function.isidentifier():
+        raise UsageError(
+            f"`{name}` does not name a task", hint='write `reference_task("environment.function")`, as `plan` shows it'
+        )
+    frame = sys._getframe(1)
+    return REFERENCES.setdefault(name, ReferenceTask(name, (frame.f_code.co_filename, frame.f_lineno)))
+
+
+class _Map:
+    """`executor.map`: call a task once for each element, several at a time.
+
+    for score in executor.map(dock, ligands, concurrency=8): …
+    async for score in executor.map.aio(dock, ligands): …
+    """
+
+    def __call__(
+        self,
+        task: Callable[..., Any],
+        *iterables: Iterable[Any],
+        concurrency: int = 0,
+        return_exceptions: bool = True,
+    ) -> Iterator[Any]:
+        """The values, in the order of the elements; like the built-in `map`, with one iterable per parameter.
+
+        task:              a task, or a `functools.partial` of one
+        concurrency:       how many calls there are at a time; 0 is all
+        return_exceptions: whether a call that failed gives its exception as its value, as Flyte does it; otherwise it
+                           is raised, and the calls that still run are cancelled
+        """
+        task, prefix, named = _unwrap(task, concurrency)
+        elements = [(*prefix, *each) for each in zip(*iterables)]
+        if CALLER and _inside_event_loop():
+            raise UsageError(
+                "`map(…)` would block the event loop of its async caller", hint="use `async for … in map.aio(…)`"
+            )
+        if CALLER:
+            return self._run(task, elements, named, concurrency, return_exceptions)
+        return (_settled(functools.partial(task, *each, **named), return_exceptions) for each in elements)
+
+    async def aio(
+        self,
+        task: Callable[..., Any],
+        *iterables: Iterable[Any],
+        concurrency: int = 0,
+        return_exceptions: bool = True,
+    ) -> AsyncIterator[Any]:
+        """The same for async callers: an async iterator."""
+        task, prefix, named = _unwrap(task, concurrency)
+        elements = [(*prefix, *each) for each in zip(*iterables)]
+        gate = asyncio.Semaphore(concurrency or max(1, len(elements)))
+
+        async def call(each: tuple[Any, ...]) -> Any:
+            async with gate:
+                return await task.aio(*each, **named)
+
+        calls = [asyncio.ensure_future(call(each)) for each in elements]
+        try:
+            for made in calls:
+                try:
+                    value = await made
+                except Exception as exc:
+                    if not return_exceptions:
+                        raise
+                    value = exc
+                yield value
+        finally:
+            for made in calls:
+                made.cancel()
+
+    @staticmethod
+    def _run(
+        task: "Task[Any, Any]",
+        elements: list[tuple[Any, ...]],
+        named: dict[str, Any],
+        concurrency: int,
+        return_exceptions: bool,
+    ) -> Iterator[Any]:
+        waiting, calls = deque(elements), deque[Any]()
+
+        def submit_more() -> None:
+            while waiting and (not concurrency or len(calls) < concurrency):
+                each = waiting.popleft()
+                task._check(each, named)
+                calls.append(CALLER[-1](task, each, named))
+
+        submit_more()
+
+        def values() -> Iterator[Any]:
+            try:
+                while calls:
+                    value = _settled(lambda: calls[0].result()(), return_exceptions)
+                    calls.popleft()
+                    submit_more()
+                    yield value
+            finally:
+                for made in calls:
+                    made.cancel()
+
+        return values()
+
+
+map = _Map()
+
+
+def _unwrap(task: Any, concurrency: int) -> tuple["Task[Any, Any]", tuple[Any, ...], dict[str, Any]]:
+    """A task, and what a `partial` of it is given already."""
+    args: tuple[Any, ...] = ()
+    named: dict[str, Any] = {}
+    while isinstance(task, functools.partial):
+        task, args, named = task.func, (*task.args, *args), {**task.keywords, **named}
+    if not isinstance(task, Task):
+        raise UsageError(f"`map` takes a task, not {task!r}", hint="a task is a function with `@env.task`")
+    if type(concurrency) is not int or concurrency < 0:
+        raise UsageError(f"`concurrency` is {concurrency!r}", hint="it is a number of calls, and 0 is all at once")
+    return task, args, named
+
+
+def _settled(value: Callable[[], Any], return_exceptions: bool) -> Any:
+    try:
+        return value()
+    except Exception as exc:
+        if not return_exceptions:
+            raise
+        return exc
+
+
+def _retries(task: "Task[Any, Any]", retries: int) -> int:
+    if type(retries) is not int or retries < 0:
+        raise UsageError(f"task `{task.name}`: retries must not be negative, and is {retries!r}")
+    return retries
+
+
+def _timeout(task: "Task[Any, Any]", timeout: Optional[float]) -> Optional[float]:
+    """Seconds, or None to wait for ever."""
+    if timeout is None or timeout == float("inf"):
+        return None
+    if type(timeout) not in (int, float) or not timeout > 0:  # nor is NaN a timeout
+        raise UsageError(f"task `{task.name}`: a timeout must be positive, and is {timeout!r}")
+    return timeout
+
+
+def _find_task(module: str, qualname: str, overrides: dict[str, Any]) -> Any:
     found: Any = sys.modules[module] if module in sys.modules else __import__(module, fromlist=["_"])
     for part in qualname.split("."):
         found = getattr(found, part)
-    return found
+    return found._overridden(overrides) if overrides else found
 
 
-def _is_texts(value: Any) -> bool:
+def _find_reference(name: str, overrides: dict[str, Any]) -> Any:
+    found = REFERENCES.setdefault(name, ReferenceTask(name, ("", 0)))
+    return found._overridden(overrides) if overrides else found
+
+
+def is_texts(value: Any) -> bool:
+    """Whether a value is a sequence of texts, and not a text itself."""
     return isinstance(value, Sequence) and not isinstance(value, str) and all(isinstance(each, str) for each in value)
 
 

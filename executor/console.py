@@ -6,6 +6,7 @@ from the record.
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from collections.abc import Mapping
@@ -32,13 +33,18 @@ from executor.events import (
 
 _LONGEST_LINE = 64 * 2**10
 _QUICK_S = 0.5
+_SAID_AT_ONCE = frozenset({"lock", "base", "imports", "import"})
 
 
 class ConsoleView:
-    """Shows a run. A context manager, because a live display must be ended; `verbose` shows the tasks' output, too."""
+    """Shows a run. A context manager, because a live display must be ended; `verbose` shows the tasks' output, too.
 
-    def __init__(self, *, verbose: bool, quiet: bool = False) -> None:
-        self._console = Console(stderr=True, highlight=False, soft_wrap=True, quiet=quiet)
+    beside: the view of another run of this process; there is one live display at a time, and lines go above it
+    """
+
+    def __init__(self, *, verbose: bool, quiet: bool = False, beside: ConsoleView | None = None) -> None:
+        console = Console(stderr=True, highlight=False, soft_wrap=True, quiet=quiet)
+        self._console: Console = beside._console if beside else console
         self._verbose = verbose
         self._tasks: dict[str, str] = {}
         self._running: dict[str, float] = {}
@@ -47,8 +53,16 @@ class ConsoleView:
         self._told: dict[str, str] = {}
         self._telling = threading.RLock()
         self._partial: dict[tuple[str, str], bytes] = {}
-        self._live = Live(get_renderable=self._render, console=self._console, transient=True, refresh_per_second=4)
-        self._moves = self._console.is_terminal and not quiet
+        self._live = Live(
+            get_renderable=self._render,
+            console=self._console,
+            transient=True,
+            refresh_per_second=4,
+            redirect_stdout=bool(
+                sys.stdout and sys.stdout.isatty()
+            ),  # what a script prints into a file stays out of it
+        )
+        self._moves = self._console.is_terminal and not quiet and not beside
 
     def __enter__(self) -> ConsoleView:
         if self._moves:
@@ -69,7 +83,11 @@ class ConsoleView:
             if step == "ready":
                 self._steps.pop(environment, None)
                 self._told.pop(environment, None)
-            elif self._moves and step not in ("lock", "base"):
+            elif step == "warning":
+                self.say(f"  {environment}: {detail}", "yellow")
+            elif step == "import" and not self._verbose:
+                return
+            elif self._moves and step not in _SAID_AT_ONCE:
                 self._steps[environment] = (step, detail, done)
             elif done is None or self._told.get(environment) != step:  # of what goes on, only that it begins
                 self.say(f"  {environment}: {detail or step}", "dim")

@@ -22,7 +22,7 @@ import sys
 import tempfile
 import threading
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,7 @@ _GRACE_S = 5.0
 _MARKS_OF_A_ROOT = ("setup.cfg", "pyproject.toml", ".git")
 _TESTS = frozenset({"test", "tests"})
 _MOST_NAMES = 20
+_REFERENCE = re.compile(r"""reference_task\(\s*["']([\w-]+\.\w+)["']""")
 _OURS = str(Path(__file__).resolve().parent.parent)
 _START = (
     "import sys; path = [entry for entry in sys.path if entry]; sys.path[:] = [sys.argv[2], *path];"
@@ -90,12 +91,58 @@ def describe(workflow: str, start: Path, patience_s: float = PATIENCE_S) -> tupl
             root = find_root(path.parent)
     else:
         path = _find(name, environment, root)
-    manifest = _ask(path, root, patience_s)
+    manifest = _describe(path, root, patience_s)
     in_file = [entry for entry in manifest.tasks.values() if root / entry.file == path and entry.short_name == name]
     fitting = [entry for entry in in_file if environment in ("", entry.environment)]
     if not fitting:
         raise _no_such_task(task, [entry for entry in manifest.tasks.values() if root / entry.file == path], path, root)
     return manifest, fitting[-1]
+
+
+def _describe(path: Path, root: Path, patience_s: float) -> Manifest:
+    """The manifest of a file and of what it refers to by name, in as many goes as it takes to find all of that."""
+    source: _Source | None = None
+    also: list[Path] = []
+    wanted = _REFERENCE.findall(path.read_text("utf-8", "replace"))
+    while True:
+        if wanted:
+            source = source or _scan(root)
+            found = [_declaring(name, source, root) for name in wanted]
+            more = [each for each in dict.fromkeys(found) if each and each not in (path, *also)]
+            also += more
+        manifest = _ask(path, root, patience_s, also)
+        last, wanted = wanted, manifest.unknown()
+        if not wanted:
+            return manifest
+        if wanted == last:
+            raise _refers_to_nothing(wanted[0], manifest, _scan(root), root)
+
+
+def _declaring(name: str, source: _Source, root: Path) -> Path | None:
+    """The file that declares the task `environment.function`, or the environment of this name."""
+    environment, _, function = name.partition(".")
+    if function:
+        named = [each for each in source.declared if each.name == function]
+        paths = [each.path for each in named if source.is_of(each, environment)] or [each.path for each in named]
+    else:
+        places = [place for files in source.environments.values() for place in files.items()]
+        paths = [path for path, names in places if environment in names]
+    return min(paths, key=lambda path: (_is_test(path, root), str(path)), default=None)
+
+
+def _refers_to_nothing(name: str, manifest: Manifest, source: _Source, root: Path) -> ProjectError:
+    if name in manifest.references:
+        tasks = sorted({f"{name.partition('.')[0]}.{each.name}" for each in source.declared} | manifest.tasks.keys())
+        near = _nearest(name, [*manifest.tasks, *tasks])
+        why = f"no file below `{root}` declares a task of that name in an environment of that name"
+        return ProjectError(f"{manifest.references[name]}: there is no task `{name}` to refer to", why, near)
+    of = next(entry for entry in manifest.environments.values() if name in (*entry.depends_on, *entry.extends))
+    names = {each for files in source.environments.values() for found in files.values() for each in found}
+    return ProjectError(
+        f"environment `{of.name}` ({of.file}:{of.line}) names an environment `{name}` that nobody declares",
+        why=f"no file below `{root}` declares it under that name",
+        hint=_nearest(name, names) or "pass the `TaskEnvironment` itself",
+    )
 
 
 def find_root(start: Path) -> Path:
@@ -255,17 +302,22 @@ def _importable(path: Path, root: Path) -> tuple[str, list[Path]]:
     return ".".join(parts), list(dict.fromkeys((folder, root)))
 
 
-def _ask(path: Path, root: Path, patience_s: float) -> Manifest:
-    """The manifest, as the child answers it."""
-    module, roots = _importable(path, root)
+def _ask(path: Path, root: Path, patience_s: float, also: Sequence[Path] = ()) -> Manifest:
+    """The manifest, as the child answers it; `also` are more files to import."""
+    modules, roots = [], []
+    for each in (path, *also):
+        module, folders = _importable(each, root)
+        if not module or "." in each.stem:
+            raise ProjectError(f"`{each.relative_to(root)}` cannot be imported", why="its name is not the name of a module")
+        modules.append(module)
+        roots += [folder for folder in folders if folder not in roots]
     file = str(path.relative_to(root))
-    if not module or "." in path.stem:
-        raise ProjectError(f"`{file}` cannot be imported", why="its name is not the name of a module")
     with tempfile.TemporaryFile() as answer, tempfile.TemporaryFile() as printed:
         request = {
             "root": str(root),
             "roots": [str(folder) for folder in roots],
-            "module": module,
+            "module": modules[0],
+            "also": modules[1:],
             "file": file,
             "answer": answer.fileno(),
             "patience_s": patience_s,

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import itertools
 import shutil
 import signal
+import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +21,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, get_args
 
-from executor.data.store import FileRef, Store, ValueRef, ValueRefused
+from executor.data.store import Given, Store, Value, ValueRef, ValueRefused
 from executor.environments import Built
 from executor.errors import MachineError, RunLocalError
 from executor.events import (
@@ -41,17 +41,21 @@ from executor.events import (
     StartAttempt,
     Status,
 )
-from executor.manifest import Manifest, TaskEntry
+from executor.manifest import Manifest, Shape, TaskEntry, Terms
 from executor.runtimes import Launch, Runtime
 from executor.runtimes.pool import SlotPool
 from executor.runtimes.slot import Slot
 from executor.scheduling.state import Machine, SchedulerFact, SchedulerState
 from executor.stories import Story, error_story, outcome_story, read_story
-from executor.worker.protocol import ProtocolError
+from executor.worker.protocol import Frame, ProtocolError, close_all
 
 Listener = Callable[[Fact], None]
 
 _STORED_AT_ONCE = 4
+
+#: A slot whose memory is in use beyond this, when nothing runs in it, is not used again: the next attempt would be short
+#: of it. What is in use is values that others still read.
+_MOST_MEMORY_HELD = 0.25
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,7 +68,7 @@ class Plan:
     run: str
     manifest: Manifest
     task: TaskEntry
-    inputs: ValueRef
+    inputs: Value
     built: Mapping[str, Built]
     project: Path
     library: Path
@@ -72,9 +76,9 @@ class Plan:
     lease: Path
     machine: Machine
 
-    def launch(self, environment: str, number: int) -> Launch:
-        """What the run's n-th slot is made of."""
-        made, asked = self.built[environment], self.manifest.environments[environment].shape
+    def launch(self, environment: str, asked: Shape, number: int) -> Launch:
+        """What the run's n-th slot is made of, for an environment and what is asked for an attempt."""
+        made, entry = self.built[environment], self.manifest.environments[environment]
         shape = replace(
             asked,
             cpus_limit=min(asked.cpus_limit, self.machine.cpus),
@@ -94,16 +98,20 @@ class Plan:
             library=self.library,
             folder=self.folder / "slots" / str(number),
             lease=self.lease,
+            preload=entry.preload,
+            fork=entry.fork,
+            env_vars=entry.env_vars,
         )
 
 
 @dataclass(slots=True)
 class _Call:
     task: TaskEntry
+    terms: Terms
     parent: str | None
     number: int  # the caller's own number for it
     made_in: int  # the attempt of the caller that made it, and that alone gets the answer
-    inputs: ValueRef
+    inputs: Value
     cancelled: asyncio.Event = field(default_factory=asyncio.Event)
     taking: asyncio.Future[Slot] | None = None  # the slot of the attempt that begins
     slot: Slot | None = None
@@ -111,15 +119,17 @@ class _Call:
     started: float = 0.0
     made: dict[int, str] = field(default_factory=dict)  # the calls of this attempt, by its own numbers for them
     children: itertools.count[int] = field(default_factory=lambda: itertools.count(1))
-    given: dict[str, FileRef] = field(default_factory=dict)
-    value: ValueRef | None = None
+    given: Given = field(default_factory=dict)
+    value: Value | None = None
     preview: Mapping[str, Any] | None = None
     error: Story | None = None
+    raised: tuple[Any, bytes] | None = None  # the exception itself, as a place on the wire and a frame's body
 
     def begin(self, attempt: int) -> None:
         """Forget what an earlier attempt came to."""
-        self.attempt, self.started, self.error = attempt, time.monotonic(), None
+        self.attempt, self.started, self.error, self.raised = attempt, time.monotonic(), None, None
         self.made.clear()
+        self.given.clear()
 
 
 class Engine:
@@ -129,11 +139,13 @@ class Engine:
         self._plan, self._store, self._listen = plan, store, listen
         self._state = SchedulerState(plan.machine)
         self._calls: dict[str, _Call] = {}
-        self._facts: asyncio.Queue[SchedulerFact | _Broken] = asyncio.Queue()
+        self._facts: asyncio.Queue[SchedulerFact | _Stored | _Broken] = asyncio.Queue()
+        self._storing: set[asyncio.Task[None]] = set()
         self._attempts: set[asyncio.Task[None]] = set()
         self._threads = ThreadPoolExecutor(_STORED_AT_ONCE, thread_name_prefix="store")
         self._pool = SlotPool(runtime, plan.launch)
         self._ended: dict[str, CallEnded] = {}
+        self._references = plan.manifest.referred()
 
     async def run(self) -> CallEnded:
         """Run the root call to its end; answers with how it ended. Every slot is gone afterwards."""
@@ -141,7 +153,8 @@ class Engine:
         status: Status = "failed"
         try:
             with self._signals():
-                self._submit("1", _Call(self._plan.task, None, 0, 0, self._plan.inputs))
+                terms = self._plan.manifest.terms(self._plan.task)
+                self._submit("1", _Call(self._plan.task, terms, None, 0, 0, self._plan.inputs))
                 await self._loop()
             status = self._ended["1"].status
             return self._ended["1"]
@@ -154,11 +167,17 @@ class Engine:
             finally:  # also when somebody is in too much of a hurry for a clean end
                 self._listen(RunEnded(status=status, seconds=round(time.monotonic() - began, 3)))
 
+    def cancel(self, reason: str) -> None:
+        """Stop the run cleanly; on the loop's thread."""
+        self._facts.put_nowait(RunCancelled(reason=reason))
+
     async def _loop(self) -> None:
-        while "1" not in self._ended or self._state.live:
+        while "1" not in self._ended or self._state.live or self._storing:
             fact = await self._facts.get()
             if isinstance(fact, _Broken):
                 raise fact.error
+            if isinstance(fact, _Stored):
+                continue
             self._listen(fact)
             for command in self._state.handle(fact):
                 self._obey(command)
@@ -184,6 +203,7 @@ class Engine:
 
     def _submit(self, name: str, call: _Call) -> None:
         self._calls[name] = call
+        self._keep(call.inputs, lambda _: None)
         task = call.task
         self._facts.put_nowait(
             CallSubmitted(
@@ -191,14 +211,14 @@ class Engine:
                 parent=call.parent,
                 task=task.name,
                 environment=task.environment,
-                shape=self._plan.manifest.environments[task.environment].shape,
-                retries=task.retries,
+                shape=call.terms.shape,
+                retries=call.terms.retries,
             )
         )
 
     def _end(self, command: EndCall) -> None:
-        """Record how a call ended, and answer its caller if that still runs."""
-        call = self._calls[command.call]
+        """Answer the caller of a call that ended, if that still runs, and record how it ended."""
+        call = self._calls.pop(command.call)
         status: Status = "failed"
         if command.outcome == "ok":
             status = "succeeded"
@@ -206,28 +226,54 @@ class Engine:
             status = "cancelled"
         error = None
         if status != "succeeded":
-            error = call.error or self._outcome_story(command.call, command.outcome, reason=command.reason)
-        value = call.value.to_json() if call.value and not error else None
-        ended = CallEnded(call=command.call, status=status, value=value, preview=call.preview, error=error)
-        self._ended[command.call] = ended
-        self._listen(ended)
+            error = call.error or self._outcome_story(command.call, call.task, command.outcome, reason=command.reason)
         caller = self._calls.get(call.parent or "")
         if caller and caller.slot and caller.attempt == call.made_in:
             self._answer(caller, caller.slot, call, error)
-        del self._calls[command.call]
+        ended = CallEnded(call=command.call, status=status, value=None, preview=call.preview, error=error)
+        if error or call.value is None:
+            self._record_end(ended)
+        else:
+            self._keep(call.value, lambda ref: self._record_end(replace(ended, value=ref.to_json())))
+
+    def _record_end(self, ended: CallEnded) -> None:
+        self._ended[ended.call] = ended
+        self._listen(ended)
+
+    def _keep(self, value: Value, then: Callable[[ValueRef], None]) -> None:
+        """Commit a value while the run goes on; a small one at once. A call is done when its value is committed."""
+        if value.is_small:
+            then(value.commit(self._store))
+            return
+
+        async def store() -> None:
+            loop = asyncio.get_running_loop()
+            then(await loop.run_in_executor(self._threads, value.commit, self._store))
+
+        storing = asyncio.ensure_future(store())
+        self._storing.add(storing)
+        storing.add_done_callback(self._stored)
+
+    def _stored(self, storing: asyncio.Task[None]) -> None:
+        """A value that cannot be stored ends the run: what was made of it could not be trusted to be there."""
+        self._storing.discard(storing)
+        error = None if storing.cancelled() else storing.exception()
+        self._facts.put_nowait(_Broken(error) if error else _Stored())
 
     def _answer(self, caller: _Call, slot: Slot, call: _Call, error: Story | None) -> None:
         """Tell the caller's attempt what became of its call; a value that cannot be given is a failure, too."""
         header = {"kind": "ANSWER", "id": call.number}
         if error is None and call.value:
             try:
-                place, body = self._place(caller, call.value)
-                slot.send({**header, "value": place}, body)
+                place, body, fds = self._place(caller, call.value)
+                slot.send({**header, "value": place}, body, fds)
                 return
             except (MachineError, ProtocolError) as exc:
                 error = _story_of(exc, task=call.task.name, environment=call.task.environment)
+        raised, text = call.raised or (None, b"")
+        told = {"error": error} if raised is None else {"error": error, "value": raised}
         try:
-            slot.send({**header, "error": error})
+            slot.send({**header, **told}, text)
         except ProtocolError as exc:
             slot.send({**header, "error": _story_of(exc, task=call.task.name, environment=call.task.environment)})
 
@@ -239,13 +285,10 @@ class Engine:
         elif call.slot:
             call.slot.send({"kind": "CANCEL"})
 
-    def _place(self, call: _Call, value: ValueRef) -> tuple[dict[str, Any], bytes]:
+    def _place(self, call: _Call, value: Value) -> tuple[dict[str, Any], bytes, list[int]]:
         assert call.slot is not None
         share = not call.slot.hello.get("inputs_writable")
-        place, body = self._store.place(value, call.slot.inputs, share=share)
-        for each, file in zip(place["files"], value.files, strict=True):
-            call.given[each["at"]] = file
-        return place, body
+        return self._store.place(value, call.slot.inputs, call.given, share=share)
 
     # -- attempts ------------------------------------------------------------------------------------------------------
 
@@ -262,7 +305,7 @@ class Engine:
         usable, verdict = await self._use(name, call, slot)
         call.slot = None
         if usable:
-            self._pool.give_back(call.task.environment, slot)
+            self._pool.give_back(call.task.environment, call.terms.shape, slot)
         else:
             await self._pool.stop(slot)
         self._attempt_ended(name, verdict)
@@ -272,7 +315,7 @@ class Engine:
         if call.cancelled.is_set():
             return None
         environment = call.task.environment
-        call.taking = asyncio.ensure_future(self._pool.take(environment))
+        call.taking = asyncio.ensure_future(self._pool.take(environment, call.terms.shape))
         try:
             slot = await call.taking
         except asyncio.CancelledError:
@@ -283,7 +326,7 @@ class Engine:
         finally:
             call.taking = None
         if call.cancelled.is_set():
-            self._pool.give_back(environment, slot)
+            self._pool.give_back(environment, call.terms.shape, slot)
             return None
         return slot
 
@@ -300,10 +343,11 @@ class Engine:
         except ProtocolError as exc:
             call.error = self._error_story(name, exc)
             return False, {"outcome": "rejected"}
-        return verdict is not None, verdict or {"outcome": "lost"}
+        usable = verdict is not None and verdict.get("memory_share", 0) <= _MOST_MEMORY_HELD
+        return usable, verdict or {"outcome": "lost"}
 
     def _hand_over(self, name: str, call: _Call, slot: Slot) -> None:
-        place, body = self._place(call, call.inputs)
+        place, body, fds = self._place(call, call.inputs)
         slot.send(
             {
                 "kind": "TASK",
@@ -311,55 +355,66 @@ class Engine:
                 "task": call.task.name,
                 "module": call.task.module,
                 "qualname": call.task.qualname,
-                "env_vars": dict(self._plan.manifest.environments[call.task.environment].env_vars),
-                "timeout_s": call.task.timeout_s,
+                "env_vars": dict(call.terms.env_vars),
+                "timeout_s": call.terms.timeout_s,
+                "references": self._references,
                 "value": place,
             },
             body,
+            fds,
         )
 
     async def _serve(self, name: str, call: _Call, slot: Slot) -> dict[str, Any] | None:
         """Take the attempt's frames until it is over; answers with the agent's verdict, or None if it is lost."""
-        result: tuple[dict[str, Any], bytes] | None = None
+        result: Frame | None = None
         while frame := await slot.receive():
-            header, body = frame
+            header, body, fds = frame
             kind = header["kind"]
+            if kind == "CALL":
+                self._nested(name, call, slot, frame)
+                continue
+            if kind == "RESULT":
+                close_all(result.fds if result else ())
+                result = frame
+                continue
+            close_all(fds)
             if kind == "LOG":
                 self._listen(LogWritten(call=name, stream=header["stream"], data=body))
-            elif kind == "CALL":
-                await self._nested(name, call, slot, header, body)
             elif kind == "CANCEL":
                 self._abandon(call, header["id"])
-            elif kind == "RESULT":
-                result = frame
             elif kind == "ERROR":
                 call.error = read_story(header["error"])
+                call.raised = (header["value"], body) if "value" in header else None
             elif kind == "ENDED":
                 if result and header["outcome"] == "ok":
-                    call.value = await self._commit(call, slot, *result)
-                    call.preview = _checked_preview(result[0]["preview"])
+                    call.value = self._receive(call, slot, result)
+                    call.preview = _checked_preview(result.header["preview"])
+                elif result:
+                    close_all(result.fds)
                 return _checked_verdict(header)
+        close_all(result.fds if result else ())
         return None
 
-    async def _commit(self, call: _Call, slot: Slot, header: dict[str, Any], body: bytes) -> ValueRef:
-        """Commit a value that an attempt made; a large one on another thread, while the loop goes on."""
-        taking = functools.partial(self._store.take, header["value"], body, slot.outputs, call.given)
-        if header["value"].get("name") is None and not header["value"].get("files"):
-            return taking()
-        return await asyncio.get_running_loop().run_in_executor(self._threads, taking)
+    def _receive(self, call: _Call, slot: Slot, frame: Frame) -> Value:
+        header, body, fds = frame
+        value = self._store.receive(header["value"], body, fds, slot.outputs, call.given)
+        value.environment = value.environment or call.task.environment
+        return value
 
-    async def _nested(self, name: str, call: _Call, slot: Slot, header: dict[str, Any], body: bytes) -> None:
+    def _nested(self, name: str, call: _Call, slot: Slot, frame: Frame) -> None:
         """A task called another one: make a call of it, or refuse it at once."""
+        header = frame.header
         number = int(header["id"])
         try:
-            inputs = await self._commit(call, slot, header, body)
+            inputs = self._receive(call, slot, frame)
             task = self._callable(call.task, str(header["task"]))
+            terms = self._plan.manifest.terms(task).override(header.get("override", {}))
         except RunLocalError as exc:
             story = error_story(exc, task=str(header["task"]), code="refused")
             slot.send({"kind": "ANSWER", "id": number, "error": story})
             return
         call.made[number] = f"{name}.{next(call.children)}"
-        self._submit(call.made[number], _Call(task, name, number, call.attempt, inputs))
+        self._submit(call.made[number], _Call(task, terms, name, number, call.attempt, inputs))
 
     def _abandon(self, call: _Call, number: int) -> None:
         """A task does not wait for one of its calls any more."""
@@ -383,15 +438,15 @@ class Engine:
         task = self._calls[name].task
         return _story_of(exc, task=task.name, environment=task.environment, call=name)
 
-    def _outcome_story(self, name: str, outcome: str, **more: Any) -> Story:
-        task = self._calls[name].task
+    @staticmethod
+    def _outcome_story(name: str, task: TaskEntry, outcome: str, **more: Any) -> Story:
         return outcome_story(outcome, task=task.name, environment=task.environment, call=name, **more)
 
     def _attempt_ended(self, name: str, verdict: dict[str, Any]) -> None:
         call = self._calls[name]
         evidence = {key: value for key, value in verdict.items() if key not in ("kind", "outcome")}
         if verdict["outcome"] not in ("ok", "raised") and call.error is None:
-            call.error = self._outcome_story(name, verdict["outcome"], evidence=evidence)
+            call.error = self._outcome_story(name, call.task, verdict["outcome"], evidence=evidence)
         self._facts.put_nowait(
             AttemptEnded(
                 call=name,
@@ -406,11 +461,17 @@ class Engine:
 
     @contextlib.contextmanager
     def _signals(self) -> Any:
-        """The first Ctrl-C or SIGTERM stops the run cleanly; a second one is Python's again, and ends us at once."""
+        """The first Ctrl-C or SIGTERM stops the run cleanly; a second one is Python's again, and ends us at once.
+
+        Python takes signals in its main thread only; what runs us in another one has `cancel`.
+        """
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
         loop = asyncio.get_running_loop()
 
         def stop(number: signal.Signals) -> None:
-            self._facts.put_nowait(RunCancelled(reason=number.name))
+            self.cancel(number.name)
             give_back()
 
         def give_back() -> None:
@@ -434,8 +495,14 @@ class Engine:
             if call.slot:
                 call.slot.hang_up()
         await self._pool.close()
+        for storing in self._storing:
+            storing.cancel()
         self._threads.shutdown()
         shutil.rmtree(self._plan.folder / "slots", ignore_errors=True)
+
+
+class _Stored:
+    """A value has been committed."""
 
 
 @dataclass(frozen=True, slots=True)

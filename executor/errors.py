@@ -110,7 +110,12 @@ class MissingModule(RunLocalError, ModuleNotFoundError):
 
 
 class TaskError(RunLocalError):
-    """A called task failed. Raised in the caller, where it can be caught."""
+    """A called task failed. Raised in the caller, where it can be caught.
+
+    original: the exception that the task raised, where it can be pickled there and opened here, else None
+    """
+
+    original: Any = None
 
     @property
     def code(self) -> str:

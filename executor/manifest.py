@@ -7,7 +7,7 @@ these classes check it on the way in. Nothing here imports user code or reads a 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from executor.errors import ProjectError
@@ -54,6 +54,7 @@ class TaskEntry:
     """One task; `name` is `environment.function`, and module and qualname find it in a container.
 
     calls: tasks that its source is seen to call → the way there, for messages
+    is_async: whether it is written with `async def`
     """
 
     name: str
@@ -67,6 +68,7 @@ class TaskEntry:
     retries: int
     timeout_s: float | None
     calls: Mapping[str, str] = field(default_factory=dict)
+    is_async: bool = False
 
     @property
     def short_name(self) -> str:
@@ -75,11 +77,38 @@ class TaskEntry:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Terms:
+    """What one call is carried out with: what its environment and task say, unless the caller says otherwise."""
+
+    shape: Shape
+    env_vars: Mapping[str, str]
+    retries: int
+    timeout_s: float | None
+
+    def override(self, told: Mapping[str, Any]) -> Terms:
+        """These terms with what `Task.override` changed; raises `ProjectError` where that makes no sense."""
+        try:
+            changed = dict(told)
+            if "shape" in changed:
+                changed["shape"] = Shape(**changed["shape"])
+            if "env_vars" in changed:
+                changed["env_vars"] = {str(name): str(value) for name, value in changed["env_vars"].items()}
+            if "retries" in changed:
+                changed["retries"] = int(changed["retries"])
+            if changed.get("timeout_s") is not None:
+                changed["timeout_s"] = float(changed["timeout_s"])
+            return replace(self, **changed)
+        except (KeyError, TypeError, ValueError, AttributeError) as exc:
+            raise ProjectError("what a task was overridden with cannot be read", why=repr(exc)) from exc
+
+
+@dataclass(frozen=True, kw_only=True)
 class EnvironmentEntry:
     """One environment as it was declared; file is relative to the project's root.
 
     image: the path of its specification, where one was named
     spec:  the specification itself, where it was given in Python (see `authoring.CondaSpec`)
+    preload, fork: how attempts follow each other in a container (see `authoring.Reuse`)
     """
 
     name: str
@@ -91,6 +120,8 @@ class EnvironmentEntry:
     file: str
     line: int
     spec: Mapping[str, Any] | None = None
+    preload: tuple[str, ...] = ()
+    fork: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,6 +131,7 @@ class Manifest:
     root:         absolute path of the project
     import_roots: folders on sys.path of every task, relative to root, in order
     missing:      modules that were stubbed while describing → where they are imported ("file:line")
+    references:   tasks that are referred to by name → where ("file:line")
     """
 
     root: str
@@ -107,6 +139,32 @@ class Manifest:
     environments: Mapping[str, EnvironmentEntry]
     tasks: Mapping[str, TaskEntry]
     missing: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    references: Mapping[str, str] = field(default_factory=dict)
+
+    def referred(self) -> dict[str, Any]:
+        """What a caller is told of the tasks that are referred to by name: their parameters, and how they are awaited."""
+        tasks = {name: self.tasks[name] for name in self.references}
+        return {
+            name: {"is_async": task.is_async, "parameters": [asdict(each) for each in task.parameters]}
+            for name, task in tasks.items()
+        }
+
+    def unknown(self) -> list[str]:
+        """Names of tasks and environments that are referred to, and that none of the described modules declares."""
+        named = [name for entry in self.environments.values() for name in (*entry.depends_on, *entry.extends)]
+        return [name for name in self.references if name not in self.tasks] + [
+            name for name in dict.fromkeys(named) if name not in self.environments
+        ]
+
+    def terms(self, task: TaskEntry) -> Terms:
+        """What a call of this task is carried out with."""
+        environment = self.environments[task.environment]
+        return Terms(
+            shape=environment.shape,
+            env_vars=environment.env_vars,
+            retries=task.retries,
+            timeout_s=task.timeout_s,
+        )
 
     def reachable(self, environment: str) -> list[str]:
         """The environments that a call in `environment` can reach, dependencies first; refuses a cycle."""
@@ -171,6 +229,7 @@ def parse_manifest(doc: Mapping[str, Any]) -> Manifest:
             environments={entry["name"]: _parse_environment(entry) for entry in doc["environments"]},
             tasks={entry["name"]: _parse_task(entry) for entry in doc["tasks"]},
             missing={name: tuple(places) for name, places in doc.get("missing", {}).items()},
+            references=dict(doc.get("references", {})),
         )
     except (KeyError, TypeError, AttributeError) as exc:
         raise ProjectError(
@@ -179,10 +238,9 @@ def parse_manifest(doc: Mapping[str, Any]) -> Manifest:
 
 
 def _parse_environment(doc: Mapping[str, Any]) -> EnvironmentEntry:
-    rest = {key: value for key, value in doc.items() if key not in {"depends_on", "extends", "resources"}}
-    return EnvironmentEntry(
-        depends_on=tuple(doc["depends_on"]), extends=tuple(doc["extends"]), shape=Shape(**doc["resources"]), **rest
-    )
+    listed: dict[str, Any] = {key: tuple(doc[key]) for key in ("depends_on", "extends", "preload") if key in doc}
+    rest = {key: value for key, value in doc.items() if key not in (*listed, "resources")}
+    return EnvironmentEntry(shape=Shape(**doc["resources"]), **listed, **rest)
 
 
 def _parse_task(doc: Mapping[str, Any]) -> TaskEntry:

@@ -2,7 +2,7 @@
 
     describe → environments → snapshot → inputs → engine → outputs
 
-This is what `run-local WORKFLOW` calls once its command line is parsed.
+This is what `run-local WORKFLOW` calls once its command line is parsed, and `executor.run` in a thread.
 """
 
 from __future__ import annotations
@@ -10,9 +10,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import shutil
+import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,12 +22,14 @@ from executor.data.leases import NAME as LEASE
 from executor.data.leases import hold_lease, lease_is_held
 from executor.data.records import Record, RunView, read_run
 from executor.data.snapshot import take_snapshot
-from executor.data.store import FileRef, Store, ValueRef
+from executor.data.store import Blob, Store, Value, read_value
 from executor.engine import Engine, Listener, Plan
-from executor.environments import Builder, Built, Progress, Spec, find_spec, usage
+from executor.environments import Builder, Built, Lock, Progress, Spec, find_spec, usage
+from executor.environments.provided import provided_by_lock
 from executor.errors import MachineError, RunLocalError
 from executor.events import EnvironmentReady, Fact, RunEnded, RunStarted, Status
 from executor.manifest import Manifest, TaskEntry
+from executor.missing import check_imports
 from executor.runtimes import Runtime
 from executor.runtimes.docker import DockerRuntime
 from executor.runtimes.library import worker_library
@@ -40,14 +43,74 @@ RuntimeName = Literal["docker", "process"]
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What to run: a described task, its inputs as JSON, and the user's files that they name (`{"$file": key}`)."""
+    """What to run: a described task and its inputs.
+
+    inputs: JSON, with the user's files that it names (`{"$file": key}`) in `files`; or a value that was made of them already
+    run:    the id of the run
+    """
 
     manifest: Manifest
     task: TaskEntry
-    inputs: Mapping[str, Any]
-    files: Mapping[str, Path]
+    inputs: Mapping[str, Any] | Value
+    files: Mapping[str, Path] = field(default_factory=dict)
     runtime: RuntimeName
     home: Path
+    run: str = field(default_factory=lambda: _new_id(time.time()))
+
+
+class Stop:
+    """Stops a run from another thread: the first time cleanly, as one Ctrl-C does, and then at once.
+
+    unblock: ends the programs that the making of environments waits for
+    """
+
+    def __init__(self, unblock: Callable[[], None] = lambda: None) -> None:
+        self._unblock, self._lock = unblock, threading.Lock()
+        self._asked: list[str] = []
+        self._tell: Callable[[str, bool], None] | None = None
+
+    def __call__(self, reason: str) -> None:
+        """Ask for it, and return at once."""
+        with self._lock:
+            self._asked.append(reason)
+            if self._tell:
+                self._tell(reason, len(self._asked) > 1)
+            else:
+                self._unblock()
+
+    def __bool__(self) -> bool:
+        """Whether it was asked for."""
+        return bool(self._asked)
+
+    def check(self) -> None:
+        """Raise `KeyboardInterrupt` where it was asked for."""
+        if self._asked:
+            raise KeyboardInterrupt(self._asked[0])
+
+    @contextlib.contextmanager
+    def reaches(self, engine: Engine) -> Iterator[None]:
+        """Let it stop what this task of the event loop waits for."""
+        loop, waiting = asyncio.get_running_loop(), asyncio.current_task()
+        assert waiting is not None
+
+        def tell(reason: str, at_once: bool) -> None:
+            if at_once:
+                loop.call_soon_threadsafe(waiting.cancel)
+            else:
+                loop.call_soon_threadsafe(engine.cancel, reason)
+
+        with self._lock:
+            self._tell = tell
+            if self._asked:
+                tell(self._asked[0], False)
+        try:
+            yield
+        except asyncio.CancelledError:
+            self.check()
+            raise
+        finally:
+            with self._lock:
+                self._tell = None
 
 
 def choose_runtime(wanted: str) -> tuple[RuntimeName, str]:
@@ -63,8 +126,10 @@ def choose_runtime(wanted: str) -> tuple[RuntimeName, str]:
     return "docker", ""
 
 
-def run_workflow(request: Request, listen: Listener, progress: Progress) -> RunView:
+def run_workflow(request: Request, listen: Listener, progress: Progress, stop: Stop | None = None) -> RunView:
     """Run a workflow to its end and answer with what its record says; every slot is gone afterwards.
+
+    stop: how another thread stops it; in the main thread, Ctrl-C does
 
     Raises `EnvironmentFailed` or `MachineError` where it cannot begin. A task that fails, or an interrupt, is no
     exception here: the view says `failed` or `cancelled`.
@@ -74,7 +139,7 @@ def run_workflow(request: Request, listen: Listener, progress: Progress) -> RunV
     offered = Machine(cpus=machine.cores(), memory_bytes=machine.memory_bytes())
     _demand_room(request.manifest, names, offered)
     specs = [find_spec(request.manifest, name) for name in names]
-    home, run = request.home, _new_id(time.time())
+    home, run, stop = request.home, request.run, Stop() if stop is None else stop
     project = take_snapshot(Path(request.manifest.root), home)  # first: building may take minutes, and people edit
     record = Record(home, run)
     ended = False
@@ -100,7 +165,8 @@ def run_workflow(request: Request, listen: Listener, progress: Progress) -> RunV
         store = Store(home, record.folder / "incoming")
         tell(RunStarted(run=run, workflow=request.task.name, runtime=request.runtime, root=request.manifest.root))
         try:
-            built = _build(request, specs, held, tell, progress)
+            built = _build(request, specs, held, tell, _checked(progress, stop))
+            stop.check()
             plan = Plan(
                 run=run,
                 manifest=request.manifest,
@@ -114,8 +180,9 @@ def run_workflow(request: Request, listen: Listener, progress: Progress) -> RunV
                 machine=offered,
             )
         except RunLocalError as exc:
-            tell_end("failed", exc)
-            raise type(exc)(exc.what, exc.why, exc.hint, {**exc.facts, "run": run}) from exc
+            tell_end("cancelled" if stop else "failed", None if stop else exc)
+            if not stop:  # otherwise it is what we ended ourselves that failed
+                raise type(exc)(exc.what, exc.why, exc.hint, {**exc.facts, "run": run}) from exc
         except KeyboardInterrupt:
             tell_end("cancelled")
         except BaseException:
@@ -123,7 +190,7 @@ def run_workflow(request: Request, listen: Listener, progress: Progress) -> RunV
             raise
         else:
             try:
-                asyncio.run(_run(plan, request, store, tell))
+                asyncio.run(_run(plan, request, store, tell, stop))
             except KeyboardInterrupt:
                 tell_end("cancelled")
                 raise
@@ -160,7 +227,7 @@ def result_document(view: RunView) -> Any:
         return None
     if "json" not in call.preview:
         return call.preview["text"]
-    names = _exported_names(call.value or {})
+    names = exported_names(call.value or {})
 
     def resolve(doc: Any) -> Any:
         if isinstance(doc, dict):
@@ -173,11 +240,23 @@ def result_document(view: RunView) -> Any:
     return resolve(call.preview["json"])
 
 
-async def _run(plan: Plan, request: Request, store: Store, tell: Listener) -> None:
+async def _run(plan: Plan, request: Request, store: Store, tell: Listener, stop: Stop) -> None:
     runtime: Runtime = (
         DockerRuntime(request.home, plan.run) if request.runtime == "docker" else ProcessRuntime(request.home)
     )
-    await Engine(plan, runtime, store, tell).run()
+    engine = Engine(plan, runtime, store, tell)
+    with stop.reaches(engine):
+        await engine.run()
+
+
+def _checked(progress: Progress, stop: Stop) -> Progress:
+    """The same, and whoever tells it something stops once that was asked for."""
+
+    def tell(environment: str, step: str, detail: str, done: float | None = None) -> None:
+        stop.check()
+        progress(environment, step, detail, done)
+
+    return tell
 
 
 def _demand_room(manifest: Manifest, names: Sequence[str], offered: Machine) -> None:
@@ -206,14 +285,21 @@ def _build(
         held.enter_context(usage.hold(request.home, made.key))
         tell(EnvironmentReady(environment=made.name, key=made.key, python=made.python, seconds=made.seconds))
 
+    def locked(locks: Mapping[str, Lock]) -> None:
+        provided = {name: provided_by_lock(lock, request.home) for name, lock in locks.items()}
+        for report in check_imports(request.manifest, list(locks), provided):
+            for step, detail in report.tell():
+                progress(report.environment, step, detail)
+
     with contextlib.closing(Builder(request.runtime, request.home, progress)) as builder:
-        return builder.build_all(specs, root=Path(request.manifest.root), ready=ready)
+        return builder.build_all(specs, root=Path(request.manifest.root), locked=locked, ready=ready)
 
 
-def _store_inputs(store: Store, request: Request) -> ValueRef:
-    files: tuple[FileRef, ...] = tuple(store.put_file(path, key) for key, path in request.files.items())
-    payload = dump_json(dict(request.inputs))
-    return ValueRef(sha256=store.put_bytes(payload), size=len(payload), type="inputs", files=files)
+def _store_inputs(store: Store, request: Request) -> Value:
+    if isinstance(request.inputs, Value):
+        return request.inputs
+    files = [store.put_file(path, key) for key, path in request.files.items()]
+    return Value(Blob(data=dump_json(dict(request.inputs))), files, type="inputs")
 
 
 def _export(store: Store, view: RunView) -> None:
@@ -222,16 +308,17 @@ def _export(store: Store, view: RunView) -> None:
     call = view.root_call
     if call is None or call.value is None:
         return
-    for file, name in zip(call.value["files"], _exported_names(call.value), strict=True):
-        store.export(FileRef(**{**file, "name": name}), view.outputs)
+    for file, name in zip(read_value(call.value).files, exported_names(call.value), strict=True):
+        if name:
+            store.export(replace(file, name=name), view.outputs)
 
 
-def _exported_names(value: Mapping[str, Any]) -> list[str]:
-    """A name of its own in the outputs for each file of a value."""
+def exported_names(value: Mapping[str, Any]) -> list[str]:
+    """A name of its own in the outputs for each file of a value; none for a blob of its buffers."""
     names: list[str] = []
     for file in value.get("files", ()):
         name, count = str(file["name"]), 1
-        while name in names:
+        while name and name in names:
             count += 1
             name = f"{Path(file['name']).stem}-{count}{Path(file['name']).suffix}"
         names.append(name)

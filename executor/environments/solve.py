@@ -327,8 +327,10 @@ class Solver:
             )
         elif len(self._request["sources"]) > 1:
             hint = (
-                "they cannot share one environment. Let this one hold neither, with `depends_on` in the place of "
-                "`extends`: its modules may import theirs all the same, as long as it does not use what they import"
+                "they cannot share one environment. Name them in `depends_on` in the place of `extends`, and hold neither:"
+                ' call their tasks by name (`reference_task("environment.function")` imports nothing of theirs), or'
+                " import their modules all the same and do not use what those import; values of types that are then"
+                " missing pass through as opaque handles, which can be kept and handed on"
             )
         return LockError(
             f"environment `{self._request['environment']}` cannot be solved",

@@ -9,7 +9,7 @@ and this machine. A slot is gone, with everything that ever ran in it, as soon a
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -28,6 +28,7 @@ class Launch:
     library:      the folder with run-local's own code for containers
     folder:       the slot's own folder on this machine, made by the runtime
     lease:        a file that our process holds locked for as long as it lives
+    preload, fork: how attempts follow each other (see `authoring.Reuse`), with the variables that preloading needs
     """
 
     run: str
@@ -43,6 +44,9 @@ class Launch:
     library: Path
     folder: Path
     lease: Path
+    preload: tuple[str, ...] = ()
+    fork: bool = True
+    env_vars: Mapping[str, str] = field(default_factory=dict)
 
 
 class Runtime(Protocol):

@@ -45,14 +45,13 @@ def task_user() -> tuple[int, int]:
 def plan(launch: Launch, door: Door) -> dict[str, Any]:
     """The arguments of `create_container`, `host_config` apart: all that we ask of the engine for a slot."""
     config = agent_config(
+        launch,
         door=door,
         socket=f"{CONTROL}/s",
         inputs=INPUTS,
         task=TASK,
         scratch=["/tmp", "/dev/shm"],  # noqa: S108  in the container both are private
         project=PROJECT,
-        import_roots=launch.import_roots,
-        environment=launch.environment,
         isolation="container",
     )
     uid, gid = task_user()
@@ -160,7 +159,7 @@ class DockerRuntime:
         container = None
         try:
             with full_disk(f"the socket of a container of `{launch.environment}` cannot be opened"):
-                await door.open()
+                door.open()
             container = await self._make(launch.environment, asked)
             await self._ask(self._start, launch.environment, container.id)
             hello, line = await door.wait_hello(container.died.wait(), lambda: self._ask(self._run_to_its_end, asked))

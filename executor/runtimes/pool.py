@@ -1,4 +1,4 @@
-"""The slots of one run: an idle one of the right environment is used again, otherwise a new one is started."""
+"""The slots of one run: an idle one of the right environment and shape is used again, otherwise a new one is started."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+from executor.manifest import Shape
 from executor.runtimes import Launch, Runtime
 from executor.runtimes.slot import Slot
 
@@ -16,26 +17,26 @@ MOST_IDLE = 16
 
 
 class SlotPool:
-    """Hands out slots. launch: what the n-th slot is made of, when it is for this environment."""
+    """Hands out slots. launch: what the n-th slot is made of, when it is for this environment and of this shape."""
 
-    def __init__(self, runtime: Runtime, launch: Callable[[str, int], Launch]) -> None:
+    def __init__(self, runtime: Runtime, launch: Callable[[str, Shape, int], Launch]) -> None:
         self._runtime, self._launch = runtime, launch
         self._numbers = itertools.count(1)
-        self._idle: list[tuple[str, Slot]] = []  # the one that is idle longest first
+        self._idle: list[tuple[tuple[str, Shape], Slot]] = []  # the one that is idle longest first
         self._stopping: set[asyncio.Task[None]] = set()
 
-    async def take(self, environment: str) -> Slot:
-        """A slot of an environment, to be given back or stopped. Raises `MachineError`."""
-        for index, (name, slot) in reversed(list(enumerate(self._idle))):
-            if name == environment:
+    async def take(self, environment: str, shape: Shape) -> Slot:
+        """A slot of an environment and a shape, to be given back or stopped. Raises `MachineError`."""
+        for index, (kind, slot) in reversed(list(enumerate(self._idle))):
+            if kind == (environment, shape):
                 del self._idle[index]
                 if slot.is_alive():
                     return slot
                 self._discard(slot)
-        return await self._runtime.start(self._launch(environment, next(self._numbers)))
+        return await self._runtime.start(self._launch(environment, shape, next(self._numbers)))
 
-    def give_back(self, environment: str, slot: Slot) -> None:
-        """Keep a slot for the next call of its environment, without what the last one was given or left.
+    def give_back(self, environment: str, shape: Shape, slot: Slot) -> None:
+        """Keep a slot for the next call of its environment and shape, without what the last one was given or left.
 
         One whose folders the last call has spoiled is ended instead.
         """
@@ -45,7 +46,7 @@ class SlotPool:
         except OSError:
             self._discard(slot)
             return
-        self._idle.append((environment, slot))
+        self._idle.append(((environment, shape), slot))
         if len(self._idle) > MOST_IDLE:
             self._discard(self._idle.pop(0)[1])
 

@@ -44,7 +44,7 @@ class ProcessRuntime:
         tree = None
         try:
             with full_disk(f"a process of `{launch.environment}` cannot be started"):
-                await door.open()
+                door.open()
                 tree = _Tree(_spawn(launch, door))
             hello, line = await door.wait_hello(tree.ended.wait(), lambda: _last_words(launch.folder))
         except BaseException:
@@ -118,14 +118,13 @@ def _spawn(launch: Launch, door: Door) -> subprocess.Popen[bytes]:
 def _config(launch: Launch, door: Door) -> dict[str, Any]:
     task = str(launch.folder / "task")
     config = agent_config(
+        launch,
         door=door,
         socket=str(door.socket),
         inputs=str(launch.folder / "inputs"),
         task=task,
         scratch=[f"{task}/tmp"],  # noqa: S108  its own
         project=str(launch.project),
-        import_roots=launch.import_roots,
-        environment=launch.environment,
         isolation="process",
     )
     return {**config, "read_only": [config["inputs"], str(launch.project), str(launch.library), str(launch.prefix)]}

@@ -8,23 +8,28 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import hashlib
 import os
 import secrets
 import shutil
+import socket
 import tempfile
-from collections.abc import Awaitable, Callable
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from executor.data.leases import NAME, lease_is_held
 from executor.data.store import full_disk
 from executor.errors import MachineError
 from executor.manifest import Shape
-from executor.worker.protocol import VERSION, Frame, FrameReader, ProtocolError, encode
+from executor.worker.protocol import VERSION, Frame, FrameReader, Outbox, ProtocolError, close_all, encode, receive
+
+if TYPE_CHECKING:
+    from executor.runtimes import Launch
 
 _CHUNK = 256 * 2**10
+_MOST_READY = 64
 _HELLO_S = 30.0
 _LONGEST_SOCKET_PATH = 107
 _OF_A_SOCKET = len("/20260101-000000-0000.12345678/s")
@@ -49,9 +54,12 @@ class Slot:
         """Where attempts leave files for us."""
         return self.folder / "task" / "outputs"
 
-    def send(self, header: dict[str, Any], body: bytes = b"") -> None:
-        """Send a frame; one that cannot be sent any more is dropped: the next `receive` says that the agent is gone."""
-        self._line.send(header, body)
+    def send(self, header: dict[str, Any], body: bytes = b"", fds: Sequence[int] = ()) -> None:
+        """Send a frame; one that cannot be sent any more is dropped: the next `receive` says that the agent is gone.
+
+        fds: open files that go with it, and are then closed. Raises `ProtocolError` for a frame that is too large.
+        """
+        self._line.send(header, body, fds)
 
     async def receive(self) -> Frame | None:
         """The next frame of the agent; None when it is gone, or has said what no agent says."""
@@ -64,41 +72,98 @@ class Slot:
     def hang_up(self) -> None:
         """Close the line; the agent and everything under it then dies."""
         self._line.close()
+        self._line.forget()
 
 
 class Line:
     """One accepted connection, cut into frames."""
 
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._reader, self._writer = reader, writer
+    def __init__(self, channel: socket.socket) -> None:
+        channel.setblocking(False)
+        self._channel = channel
+        self._loop = asyncio.get_running_loop()
         self._frames = FrameReader()
-        self._ready: list[Frame] = []
+        self._ready: deque[Frame] = deque()
+        self._outbox = Outbox()
+        self._news = asyncio.Event()
+        self._open = True
+        self._listens = False
+        self._listen()
 
-    def send(self, header: dict[str, Any], body: bytes) -> None:
+    def send(self, header: dict[str, Any], body: bytes, fds: Sequence[int]) -> None:
         """Send a frame without waiting."""
-        if not self._writer.is_closing():
-            self._writer.write(encode(header, body))
+        try:
+            data = encode(header, body, fds)
+        except ProtocolError:
+            close_all(fds)
+            raise
+        self._outbox.put(data, fds)
+        self._flush()
 
     async def receive(self) -> Frame | None:
         """The next frame, or None."""
         while not self._ready:
-            try:
-                data = await self._reader.read(_CHUNK)
-                self._ready.extend(self._frames.feed(data))
-            except (ConnectionError, ProtocolError):
-                data = b""
-            if not data:
-                self.close()
+            if not self._open:
                 return None
-        return self._ready.pop(0)
+            self._news.clear()
+            self._listen()
+            await self._news.wait()
+        return self._ready.popleft()
 
     def is_open(self) -> bool:
         """Whether neither side has closed it."""
-        return not (self._writer.is_closing() or self._reader.at_eof())
+        return self._open
 
     def close(self) -> None:
-        """Close it; twice is fine."""
-        self._writer.close()
+        """Close it; twice is fine. What has come stays to be received."""
+        if not self._open:
+            return
+        self._open = False
+        self._loop.remove_reader(self._channel)
+        self._loop.remove_writer(self._channel)
+        self._channel.close()
+        self._outbox.close()
+        self._frames.close()
+        self._news.set()
+
+    def forget(self) -> None:
+        """Drop what has come and was not received."""
+        while self._ready:
+            close_all(self._ready.popleft().fds)
+
+    def _listen(self) -> None:
+        if self._open and not self._listens:
+            self._loop.add_reader(self._channel, self._take)
+            self._listens = True
+
+    def _take(self) -> None:
+        """Read what has come; when more of it waits than anybody has asked for, let the agent wait, too."""
+        try:
+            data, fds = receive(self._channel, _CHUNK)
+            self._ready.extend(self._frames.feed(data, fds))
+        except BlockingIOError:
+            return
+        except (OSError, ProtocolError):
+            data = b""
+        if not data:
+            self.close()
+        elif len(self._ready) > _MOST_READY:
+            self._loop.remove_reader(self._channel)
+            self._listens = False
+        self._news.set()
+
+    def _flush(self) -> None:
+        try:
+            if self._open:
+                self._outbox.flush(self._channel)
+        except OSError:
+            self.close()
+        if not self._open:
+            self._outbox.close()
+        elif self._outbox:
+            self._loop.add_writer(self._channel, self._flush)
+        else:
+            self._loop.remove_writer(self._channel)
 
 
 class Door:
@@ -115,36 +180,40 @@ class Door:
             folder, prefix = _sockets(home)
             self.folder = Path(tempfile.mkdtemp(dir=folder, prefix=f"{prefix}{run}."))
             self.folder.chmod(0o711)
-        self._arrived: asyncio.Future[Line] = asyncio.get_running_loop().create_future()
-        self._server: asyncio.Server | None = None
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._arriving: asyncio.Task[tuple[socket.socket, Any]] | None = None
 
     @property
     def socket(self) -> Path:
         """The path of the socket."""
         return self.folder / "s"
 
-    async def open(self) -> None:
+    def open(self) -> None:
         """Start to listen."""
-        self._server = await asyncio.start_unix_server(self._arrive, self.socket)
+        self._listener.bind(str(self.socket))
+        self._listener.listen(1)
+        self._listener.setblocking(False)
         self.socket.chmod(0o666)
+        self._arriving = asyncio.ensure_future(asyncio.get_running_loop().sock_accept(self._listener))
 
     async def wait_hello(
         self, gone: Awaitable[Any], why_gone: Callable[[], Awaitable[str]]
     ) -> tuple[dict[str, Any], Line]:
         """The agent's HELLO and the line to it. `gone` completes if its process ends before it could connect."""
+        assert self._arriving is not None
         ending = asyncio.ensure_future(gone)
         try:
-            await asyncio.wait({self._arrived, ending}, timeout=_HELLO_S, return_when=asyncio.FIRST_COMPLETED)
-            if not self._arrived.done():
+            await asyncio.wait({self._arriving, ending}, timeout=_HELLO_S, return_when=asyncio.FIRST_COMPLETED)
+            if not self._arriving.done():
                 raise MachineError("a container did not start", why=await why_gone() or "its agent never answered")
-            line = self._arrived.result()
+            line = Line(self._arriving.result()[0])
             frame = await asyncio.wait_for(line.receive(), _HELLO_S)
         except asyncio.TimeoutError:  # another class before Python 3.11
             raise MachineError("a container did not start", why="its agent said nothing") from None
         finally:
             ending.cancel()
             self.close()
-        hello = frame[0] if frame else {}
+        hello = frame.header if frame else {}
         if hello.get("version") != VERSION or hello.pop("nonce", "") != self.nonce:
             line.close()
             raise MachineError("a container did not start", why="who answered is not its agent")
@@ -152,17 +221,10 @@ class Door:
 
     def close(self) -> None:
         """Stop listening and remove the socket; the line that was accepted stays."""
-        if self._server:
-            self._server.close()
+        if self._arriving and not self._arriving.cancel() and not self._arriving.cancelled():
+            self._arriving.exception()  # somebody may have come whom nobody waited for
+        self._listener.close()
         shutil.rmtree(self.folder, ignore_errors=True)
-
-    async def _arrive(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        line = Line(reader, writer)
-        with contextlib.suppress(Exception):
-            if self._arrived.done():
-                line.close()
-            else:
-                self._arrived.set_result(line)
 
 
 def remove_dead_doors(home: Path) -> None:
@@ -209,6 +271,7 @@ def common_variables(shape: Shape) -> dict[str, str]:
 
 
 def agent_config(
+    launch: Launch,
     *,
     door: Door,
     socket: str,
@@ -216,8 +279,6 @@ def agent_config(
     task: str,
     scratch: list[str],
     project: str,
-    import_roots: tuple[str, ...],
-    environment: str,
     isolation: str,
 ) -> dict[str, Any]:
     """The configuration of an agent (see `worker.agent.Agent`), its paths being those that the agent will see."""
@@ -232,7 +293,10 @@ def agent_config(
         "scratch": [work, home, *scratch],
         "read_only": [],
         "project": project,
-        "roots": [project if root == "." else f"{project}/{root}" for root in import_roots],
-        "environment": environment,
+        "roots": [project if root == "." else f"{project}/{root}" for root in launch.import_roots],
+        "environment": launch.environment,
+        "preload": list(launch.preload),
+        "fork": launch.fork,
+        "env_vars": dict(launch.env_vars) if launch.preload else {},
         "isolation": isolation,
     }

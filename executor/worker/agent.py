@@ -12,7 +12,9 @@ it is a subreaper and kills its descendants by hand.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
+import resource
 import selectors
 import shutil
 import signal
@@ -20,11 +22,23 @@ import socket
 import sys
 import time
 import traceback
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from executor.version import VERSION as RUN_LOCAL_VERSION
-from executor.worker import child, kernel
-from executor.worker.protocol import VERSION, Frame, FrameReader, ProtocolError, encode
+from executor.worker import child, kernel, memory
+from executor.worker.protocol import (
+    VERSION,
+    Frame,
+    FrameReader,
+    Outbox,
+    ProtocolError,
+    close_all,
+    encode,
+    receive,
+    send,
+)
+from executor.worker.zygote import Zygote
 
 _CHUNK = 64 * 2**10
 _LONGEST_WAIT_S = 3600.0  # the kernel counts milliseconds in 32 bits
@@ -37,7 +51,7 @@ class _Attempt:
         self.pid = pid
         self.channel = channel
         self.reader = FrameReader()
-        self.answers = bytearray()  # what the child has not taken yet
+        self.answers = Outbox()  # what the child has not taken yet
         self.streams = streams
         self.deadline = deadline
         self.killed_for = ""
@@ -52,7 +66,8 @@ class Agent:
 
     config: socket (path), inputs, outputs, work (cwd of attempts), scratch (folders that each attempt finds empty),
             read_only (folders made so, where that can be done),
-            roots (folders of the project on sys.path), environment (its name), isolation (how we were started)
+            roots (folders of the project on sys.path), environment (its name), env_vars (its variables),
+            preload, fork (see `authoring.Reuse`), isolation (how we were started)
     """
 
     def __init__(self, config: dict[str, Any]) -> None:
@@ -64,6 +79,8 @@ class Agent:
         self._from_host = FrameReader()
         self._selector = selectors.DefaultSelector()
         self._attempt: _Attempt | None = None
+        self._zygote: Zygote | None = None
+        self._waiting: Frame | None = None  # a task that comes before the zygote is ready
         self._first = os.getpid() == 1
         self._child_ended, writer = os.pipe()
         for end in (self._child_ended, writer):
@@ -105,56 +122,85 @@ class Agent:
 
     def _take(self, source: Any) -> None:
         if source is self._host:
-            data = self._host.recv(_CHUNK)
+            data, fds = receive(self._host, _CHUNK)
             if not data:
                 self._leave()
-            for frame in self._from_host.feed(data):
+            for frame in self._from_host.feed(data, fds):
                 self._obey(frame)
         elif source == self._child_ended:
             os.read(self._child_ended, 4096)
             self._reap()
+        elif self._zygote and source is self._zygote.channel:
+            self._hear_zygote(self._zygote)
         elif self._attempt and source is self._attempt.channel:
             self._relay(self._attempt)
         elif self._attempt and source in self._attempt.streams:
             self._log(self._attempt, source)
 
     def _obey(self, frame: Frame) -> None:
-        header, body = frame
-        kind = header["kind"]
-        if kind == "TASK" and self._attempt is None:
-            self._start(header, body)
-        elif kind == "ANSWER" and self._attempt:
-            self._attempt.answers += encode(header, body)
+        kind = frame.header["kind"]
+        if kind == "ANSWER" and self._attempt:
+            self._attempt.answers.put(encode(*frame), frame.fds)
             self._pass_on(self._attempt)
-        elif kind == "CANCEL":
+            return
+        if kind == "TASK" and self._attempt is None and self._waiting is None:
+            if self._config["preload"] and not (self._zygote and self._zygote.ready):
+                self._waiting = frame
+                self._begin_zygote()
+                return
+            self._start(frame)
+            return
+        if kind == "CANCEL":
             self._kill("cancelled")
         elif kind != "ANSWER":
             raise ProtocolError(f"the host sent {kind} out of turn")
+        close_all(frame.fds)
 
-    def _start(self, header: dict[str, Any], body: bytes) -> None:
+    def _start(self, frame: Frame) -> None:
         ours, theirs = socket.socketpair()
         pipes = {name: os.pipe() for name in ("stdout", "stderr")}
-        pid = os.fork()
-        if pid == 0:
-            self._become_child(theirs, [pipes["stdout"][1], pipes["stderr"][1]], header, body)
+        outputs = [pipes["stdout"][1], pipes["stderr"][1]]
+        forks = self._config["fork"] and not self._zygote
+        pid: int | None = 0
+        if self._zygote:
+            pid = self._zygote.fork(theirs, outputs)
+        else:
+            pid = os.fork()
+            if pid == 0:
+                self._forget_everything()
+                self._become_child(theirs, outputs, frame if forks else None)
         theirs.close()
         ours.setblocking(False)  # the child may not read
         for reader, writer in pipes.values():
             os.close(writer)
             os.set_blocking(reader, False)
-        timeout = header["timeout_s"]
+        timeout = frame.header["timeout_s"]
         deadline = None if timeout is None else time.monotonic() + timeout
-        self._attempt = _Attempt(pid, ours, {reader: name for name, (reader, _) in pipes.items()}, deadline)
+        attempt = _Attempt(pid or 0, ours, {reader: name for name, (reader, _) in pipes.items()}, deadline)
+        self._attempt = attempt
         self._selector.register(ours, selectors.EVENT_READ)
-        for stream in self._attempt.streams:
+        for stream in attempt.streams:
             self._selector.register(stream, selectors.EVENT_READ)
+        if forks:
+            close_all(frame.fds)
+        else:  # it has to be told
+            attempt.answers.put(encode(*frame), frame.fds)
+            self._pass_on(attempt)
+        if pid is None:  # the zygote was lost just now
+            attempt.status, attempt.usage = signal.SIGKILL, resource.getrusage(resource.RUSAGE_CHILDREN)
 
-    def _become_child(
-        self, channel: socket.socket, outputs: list[int], header: dict[str, Any], body: bytes
-    ) -> NoReturn:
+    def _forget_everything(self) -> None:
+        """Close, in a process that was just forked, what is the agent's alone."""
+        signal.set_wakeup_fd(-1)
+        self._host.close()
+        self._selector.close()
+        if self._attempt:
+            self._attempt.channel.close()
+
+    def _become_child(self, channel: socket.socket, outputs: Sequence[int], frame: Frame | None) -> NoReturn:
+        """Be the child of an attempt; without its frame, as a new interpreter, or forked off the zygote."""
         status = 70
         try:
-            signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             signal.signal(signal.SIGINT, signal.default_int_handler)
             os.setsid()
@@ -163,22 +209,52 @@ class Agent:
             for number, fd in enumerate(outputs, start=1):
                 os.dup2(fd, number)
             os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-            self._host.close()
-            self._selector.close()
-            status = child.run(self._config, header, body, channel)
+            if frame:
+                status = child.run(self._config, frame, channel)
+            elif self._config["fork"]:
+                status = child.run_from(self._config, channel)
+            else:
+                os.set_inheritable(channel.fileno(), True)
+                config = json.dumps({**self._config, "channel": channel.fileno()})
+                os.execv(sys.executable, [sys.executable, "-I", "-S", sys.argv[0], config])  # noqa: S606
         except BaseException:  # noqa: BLE001  nothing can be told to anybody; the task's log is what is left
             os.write(2, traceback.format_exc().encode(errors="backslashreplace"))
         finally:
             os._exit(status)
 
+    # -- the zygote ----------------------------------------------------------------------------------------------------
+
+    def _begin_zygote(self) -> None:
+        if self._zygote is None:
+
+            def run(channel: socket.socket, outputs: Sequence[int]) -> NoReturn:
+                self._become_child(channel, outputs, None)
+
+            self._zygote = Zygote(self._config, run, self._forget_everything)
+            self._selector.register(self._zygote.channel, selectors.EVENT_READ)
+
+    def _hear_zygote(self, zygote: Zygote) -> None:
+        """It is ready; or it has ended, and what waits for it goes without."""
+        if zygote.hear_ready():
+            self._selector.unregister(zygote.channel)
+        else:
+            self._drop_zygote()
+        if self._waiting:
+            frame, self._waiting = self._waiting, None
+            self._start(frame)
+
+    def _drop_zygote(self) -> None:
+        if self._zygote:
+            self._forget(self._zygote.channel)
+            self._zygote.close()
+            self._zygote = None
+
     def _pass_on(self, attempt: _Attempt) -> None:
         """Give the child as much of its answers as it takes now; one that does not read keeps nobody waiting."""
         try:
-            del attempt.answers[: attempt.channel.send(attempt.answers)]
-        except BlockingIOError:
-            pass
+            attempt.answers.flush(attempt.channel)
         except OSError:  # it has just ended
-            attempt.answers.clear()
+            attempt.answers.close()
         events = selectors.EVENT_READ | (selectors.EVENT_WRITE if attempt.answers else 0)
         with contextlib.suppress(KeyError):  # it has closed its end
             self._selector.modify(attempt.channel, events)
@@ -188,28 +264,24 @@ class Agent:
 
         last: nothing will come any more, whoever else still holds the other end
         """
-        data = self._receive(attempt)
-        if data is None and not last:
-            return
+        try:
+            data, fds = receive(attempt.channel, _CHUNK)
+        except BlockingIOError:
+            if not last:
+                return
+            data, fds = b"", []
+        except ConnectionError:
+            data, fds = b"", []
         if not data:
             self._forget(attempt.channel)
             return
-        for header, body in attempt.reader.feed(data):
-            if header["kind"] not in ("CALL", "CANCEL", "RESULT", "ERROR"):
-                raise ProtocolError(f"a task sent {header['kind']}")
-            if header["kind"] in ("RESULT", "ERROR"):
-                attempt.reported = header["kind"]
-            self._say(header, body)
-
-    @staticmethod
-    def _receive(attempt: _Attempt) -> bytes | None:
-        """What the child has sent; None for nothing yet."""
-        try:
-            return attempt.channel.recv(_CHUNK)
-        except BlockingIOError:
-            return None
-        except ConnectionError:
-            return b""
+        for frame in attempt.reader.feed(data, fds):
+            kind = frame.header["kind"]
+            if kind not in ("CALL", "CANCEL", "RESULT", "ERROR"):
+                raise ProtocolError(f"a task sent {kind}")
+            if kind in ("RESULT", "ERROR"):
+                attempt.reported = kind
+            self._say(*frame)
 
     def _log(self, attempt: _Attempt, stream: int, *, last: bool = False) -> None:
         try:
@@ -240,6 +312,10 @@ class Agent:
                     self._attempt.status, self._attempt.usage = status, usage
 
     def _kill(self, reason: str) -> None:
+        if self._waiting:
+            close_all(self._waiting.fds)
+            self._waiting = None
+            self._say({"kind": "ENDED", "outcome": reason})
         if self._attempt and not self._attempt.killed_for:
             self._attempt.killed_for = reason
             self._attempt.deadline = None
@@ -247,6 +323,11 @@ class Agent:
 
     def _sweep(self) -> int:
         """Kill and collect everything that the attempt left; answers with how many processes there were."""
+        if self._attempt and self._attempt.status is not None and self._zygote and self._zygote.ready:
+            left = set(kernel.descendants(os.getpid())) - self._zygote.kept
+            if not left:
+                return 0
+        self._drop_zygote()
         swept = 0
         while _has_children():
             self._kill_everything()
@@ -274,9 +355,12 @@ class Agent:
             while stream in attempt.streams:
                 self._log(attempt, stream, last=True)
         attempt.channel.close()
+        attempt.answers.close()
+        attempt.reader.close()
         self._clean()
         self._attempt = None
-        self._say({"kind": "ENDED", "swept": swept, **_verdict(attempt)})
+        share = round(memory.used_share(), 3)
+        self._say({"kind": "ENDED", "swept": swept, "memory_share": share, **_verdict(attempt)})
 
     def _clean(self) -> None:
         """Leave the folders that attempts write to as the next one is to find them, whatever the last one did to them."""
@@ -284,11 +368,12 @@ class Agent:
             with contextlib.suppress(OSError):
                 _empty(folder)
 
-    def _say(self, header: dict[str, Any], body: bytes = b"") -> None:
+    def _say(self, header: dict[str, Any], body: bytes = b"", fds: Sequence[int] = ()) -> None:
         try:
-            self._host.sendall(encode(header, body))
+            send(self._host, encode(header, body, fds), fds)
         except OSError:
             self._leave()
+        close_all(fds)
 
     def _leave(self) -> NoReturn:
         """The host is gone. As PID 1, exiting kills all that is left."""

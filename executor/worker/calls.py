@@ -22,7 +22,7 @@ _GLOBALS = frozenset({"LOAD_GLOBAL", "LOAD_NAME"})
 _CELLS = frozenset({"LOAD_DEREF", "LOAD_CLASSDEREF", "LOAD_FROM_DICT_OR_DEREF"})
 _ATTRIBUTES = frozenset({"LOAD_ATTR", "LOAD_METHOD"})
 _PREFIX = "EXTENDED_ARG"  # stands between a name and its attribute where a function has many names
-_WAYS_TO_CALL = frozenset({"aio", "__call__"})
+_WAYS_TO_CALL = frozenset({"aio", "override", "__call__"})
 
 
 def calls_of(task: Task[Any, Any], root: str) -> dict[str, str]:

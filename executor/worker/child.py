@@ -18,19 +18,24 @@ import site
 import socket
 import sys
 import threading
+from collections.abc import Sequence
 from concurrent.futures import Future
 from typing import Any, Callable
 
 from executor import authoring
-from executor.errors import RunLocalError, TaskError, UsageError
-from executor.worker import payload, shapes, stubs
+from executor.errors import ProjectError, RunLocalError, TaskError, UsageError
+from executor.worker import opaque, payload, shapes, stubs
 from executor.worker.preview import preview
-from executor.worker.protocol import FrameReader, encode
+from executor.worker.protocol import Frame, FrameReader, close_all, encode, receive, send
 from executor.worker.tracebacks import render_traceback, shorten
 
 _MOST_OPEN_FILES = 65536
 _MOST_OF_A_MESSAGE = 2000
 _OURS = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+
+#: A module that was to be preloaded and could not be imported, and why; see `zygote`.
+NOT_PRELOADED: list[tuple[str, str]] = []
 
 
 class Link:
@@ -41,14 +46,18 @@ class Link:
         self._pid = os.getpid()
         self._lock = threading.Lock()
         self._waiting: dict[int, Future[Callable[[], Any]]] = {}
+        self._parameters: dict[str, list[dict[str, Any]] | None] = {}
         self._calls = 0
         self._listener: threading.Thread | None = None
 
-    def send(self, header: dict[str, Any], body: bytes = b"") -> None:
-        """Send one frame; from any thread."""
-        data = encode(header, body)
-        with self._lock:
-            self._channel.sendall(data)
+    def send(self, header: dict[str, Any], body: bytes = b"", fds: Sequence[int] = ()) -> None:
+        """Send one frame and the open files that go with it, which are then closed; from any thread."""
+        try:
+            data = encode(header, body, fds)
+            with self._lock:
+                send(self._channel, data, fds)
+        finally:
+            close_all(fds)
 
     def submit(
         self, task: authoring.Task[Any, Any], args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -60,7 +69,8 @@ class Link:
                 why="only the task's own process may call other tasks; its threads may, too",
                 hint="call tasks before or after the parallel part, or let them be the parallel part",
             )
-        place, body, _ = payload.dump((args, kwargs), self._folders, keep=True)
+        self._check(task, args, kwargs)
+        place, body, fds, _ = payload.dump((args, kwargs), self._folders, keep=True)
         future: Future[Callable[[], Any]] = Future()
         with self._lock:
             self._calls += 1
@@ -69,9 +79,22 @@ class Link:
             if self._listener is None:
                 self._listener = threading.Thread(target=self._listen, name="run-local answers", daemon=True)
                 self._listener.start()
-        self.send({"kind": "CALL", "id": number, "task": task.name, "value": place}, body)
+        header = {"kind": "CALL", "id": number, "task": task.name, "override": task.overrides, "value": place}
+        self.send(header, body, fds)
         future.add_done_callback(lambda done: self._abandon(number) if done.cancelled() else None)
         return future
+
+    def _check(self, task: authoring.Task[Any, Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Refuse arguments that are missing, unknown or of a wrong type, before anything is sent."""
+        if task.name not in self._parameters:
+            referred = authoring.REFERRED.get(task.name)
+            if isinstance(task, authoring.ReferenceTask):
+                self._parameters[task.name] = referred["parameters"] if referred else None
+            else:
+                self._parameters[task.name] = getattr(shapes, "describe_parameters", lambda _: None)(task.function)
+        parameters = self._parameters[task.name]
+        if parameters is not None:  # the host refuses a task that nobody declared
+            getattr(shapes, "check_call", lambda *_: None)(parameters, args, kwargs, task.name)
 
     def _abandon(self, number: int) -> None:
         """Tell the host that nobody waits for this call any more."""
@@ -80,52 +103,96 @@ class Link:
 
     def _listen(self) -> None:
         reader = FrameReader()
-        while data := self._channel.recv(64 * 2**10):
-            for header, body in reader.feed(data):
-                future = self._waiting.pop(header["id"], None)
+        while True:
+            data, fds = receive(self._channel, 64 * 2**10)
+            if not data:
+                return
+            for frame in reader.feed(data, fds):
+                future = self._waiting.pop(frame.header["id"], None)
                 if future and future.set_running_or_notify_cancel():  # from here on nobody can cancel it
-                    self._answer(future, header, body)
+                    self._answer(future, frame)
+                else:
+                    close_all(frame.fds)
 
-    def _answer(self, future: Future[Callable[[], Any]], header: dict[str, Any], body: bytes) -> None:
+    def _answer(self, future: Future[Callable[[], Any]], frame: Frame) -> None:
+        header, body, fds = frame
         if "error" in header:
-            future.set_exception(_task_error(header["error"]))
+            error = _task_error(header["error"])
+            if "value" in header:
+                error.original = self._original(header["value"], body)
+            future.set_exception(error)
         else:
-            future.set_result(lambda: payload.load(header["value"], body, self._folders))
+            future.set_result(lambda: payload.load(header["value"], body, self._folders, fds))
+
+    def _original(self, place: dict[str, Any], body: bytes) -> Any:
+        """The exception that a task raised, as far as it can be opened here."""
+        try:
+            return payload.load(place, body, self._folders)
+        except Exception:  # noqa: BLE001  opening it is user code
+            return None
 
 
-def run(config: dict[str, Any], header: dict[str, Any], body: bytes, channel: socket.socket) -> int:
-    """Run the attempt that `header` and `body` describe; answers with the exit status of this process."""
-    folders = payload.Folders(config["inputs"], config["outputs"], config["private"])
-    link = Link(channel, folders)
+def run(config: dict[str, Any], frame: Frame, channel: socket.socket) -> int:
+    """Run the attempt that a TASK frame describes; answers with the exit status of this process."""
+    folders = payload.Folders(config["inputs"], config["outputs"], config["private"], config["environment"])
+    opaque.HERE[0] = config["environment"]
+    header, link = frame.header, Link(channel, folders)
     try:
         _prepare(config, header)
-        task, args, kwargs = _load(config, header, body, folders)
+        _demand_preloaded(config)
+        task, args, kwargs = _load(config, frame, folders)
         authoring.CALLER.append(link.submit)
         value = task.function(*args, **kwargs)
         if inspect.iscoroutine(value):
             value = asyncio.run(value)
-        place, answer, attached = payload.dump(value, folders, keep=False)
-        link.send({"kind": "RESULT", "value": place, "preview": preview(value, attached)}, answer)
+        place, body, fds, attached = payload.dump(value, folders, keep=False)
+        link.send({"kind": "RESULT", "value": place, "preview": preview(value, attached)}, body, fds)
         status = 0
     except BaseException as exc:  # noqa: BLE001  user code may raise anything, and all of it is news
-        _tell(link, exc, header, config)
+        _tell(link, exc, header, config, folders)
         status = 1
     _finish()
     return status
 
 
+def run_from(config: dict[str, Any], channel: socket.socket) -> int:
+    """Run the attempt whose TASK frame is the first to come through the channel."""
+    reader, frames = FrameReader(), list[Frame]()
+    while not frames:
+        data, fds = receive(channel, 64 * 2**10)
+        if not data:
+            return 70
+        frames += reader.feed(data, fds)
+    return run(config, frames[0], channel)
+
+
+def _demand_preloaded(config: dict[str, Any]) -> None:
+    for module, why in NOT_PRELOADED:
+        environment = config["environment"]
+        hint = f"add its package to envs/{environment}/environment.yml, or take it out of `Reuse(preload=[…])`"
+        raise ProjectError(f"`{module}` cannot be preloaded in environment `{environment}`", why=why, hint=hint)
+
+
 def _prepare(config: dict[str, Any], header: dict[str, Any]) -> None:
     """Make this process look like a fresh interpreter started for the task."""
+    for name in config["env_vars"]:
+        os.environ.pop(name, None)
     os.environ.update(header["env_vars"])
     os.chdir(config["work"])
-    site.main()
-    sys.path[:] = [*config["roots"], *(entry for entry in sys.path if entry != _OURS)]
+    find_modules(config)
     sys.argv = [header["task"]]
     sys.dont_write_bytecode = True
     _allow_many_files()
     # New ones, because the agent's were made for another kind of file.
     sys.stdout = sys.__stdout__ = open(1, "w", 1, "utf-8", "backslashreplace", closefd=False)  # type: ignore[misc]  # noqa: SIM115
     sys.stderr = sys.__stderr__ = open(2, "w", 1, "utf-8", "backslashreplace", closefd=False)  # type: ignore[misc]  # noqa: SIM115
+
+
+def find_modules(config: dict[str, Any]) -> None:
+    """Set `sys.path` to the project's folders and what the environment holds; our own folder is not on it."""
+    if sys.path[: len(config["roots"])] != config["roots"]:
+        site.main()
+        sys.path[:] = [*config["roots"], *(entry for entry in sys.path if entry != _OURS)]
 
 
 def _allow_many_files() -> None:
@@ -140,14 +207,16 @@ def _allow_many_files() -> None:
 
 
 def _load(
-    config: dict[str, Any], header: dict[str, Any], body: bytes, folders: payload.Folders
+    config: dict[str, Any], frame: Frame, folders: payload.Folders
 ) -> tuple[authoring.Task[Any, Any], tuple[Any, ...], dict[str, Any]]:
+    header, body, fds = frame
+    authoring.REFERRED.update(header["references"])
     stubs.install(config["roots"], config["environment"])
     task = importlib.import_module(header["module"])
     for part in header["qualname"].split("."):
         task = getattr(task, part)
     assert isinstance(task, authoring.Task)
-    value = payload.load(header["value"], body, folders)
+    value = payload.load(header["value"], body, folders, fds)
     if not isinstance(value, dict):
         args, kwargs = value
         return task, args, kwargs
@@ -171,12 +240,26 @@ def _task_error(story: dict[str, Any]) -> TaskError:
     return TaskError(f"task `{story['task']}` failed: {story['code']}: {message}", facts=story, hint=story["hint"])
 
 
-def _tell(link: Link, exc: BaseException, header: dict[str, Any], config: dict[str, Any]) -> None:
-    """Send the story of a failure; of one that cannot be told, at least what it is."""
+def _tell(
+    link: Link, exc: BaseException, header: dict[str, Any], config: dict[str, Any], folders: payload.Folders
+) -> None:
+    """Send the story of a failure, and what was raised; of one that cannot be told, at least what it is."""
+    raised = _raised(exc, folders)
     try:
-        link.send({"kind": "ERROR", "error": _story(exc, header, config)})
+        link.send({"kind": "ERROR", "error": _story(exc, header, config), **raised[0]}, raised[1])
     except Exception:  # noqa: BLE001  an exception is user code, too
         link.send({"kind": "ERROR", "error": _short_story(exc, header, config)})
+
+
+def _raised(exc: BaseException, folders: payload.Folders) -> tuple[dict[str, Any], bytes]:
+    """An exception as a value, where it can be one and is small."""
+    try:
+        place, body, fds, _ = payload.dump(exc, folders, keep=True)
+    except Exception:  # noqa: BLE001  user code
+        return {}, b""
+    close_all(fds)
+    small = place["at"] is None and "fd" not in place and not place["files"]
+    return ({"value": place}, body) if small else ({}, b"")
 
 
 def _story(exc: BaseException, header: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:

@@ -41,6 +41,7 @@ def main(path: list[str]) -> NoReturn:
 
     root, roots:  the project, and its folders for sys.path, absolute
     module, file: what to import, and its file relative to the root, for messages
+    also:         more modules to import, because tasks or environments that they declare are referred to by name
     answer:       file descriptor
     patience_s:   seconds that the import may take
     """
@@ -92,7 +93,8 @@ def _describe(request: dict[str, Any]) -> dict[str, Any]:
     signal.signal(signal.SIGALRM, _give_up)
     signal.setitimer(signal.ITIMER_REAL, request["patience_s"])
     with stand_ins.loading():
-        importlib.import_module(request["module"])
+        for module in (request["module"], *request["also"]):
+            importlib.import_module(module)
         signal.setitimer(signal.ITIMER_REAL, 0)
         environments = list(authoring.ENVIRONMENTS)
         _refuse_twins(environments, request["root"])
@@ -103,6 +105,7 @@ def _describe(request: dict[str, Any]) -> dict[str, Any]:
             "environments": [_describe_environment(each, request["root"]) for each in environments],
             "tasks": [_describe_task(task, request["root"]) for task in tasks],
             "missing": {name: list(places) for name, places in missing.items()},
+            "references": {name: _declared_at(each, request["root"]) for name, each in authoring.REFERENCES.items()},
         }
 
 
@@ -134,16 +137,16 @@ def _refuse_twins(environments: list[authoring.TaskEnvironment], root: str) -> N
         )
 
 
-def _declared_at(environment: authoring.TaskEnvironment, root: str) -> str:
-    file, line = environment.declared_at
+def _declared_at(declared: authoring.TaskEnvironment | authoring.ReferenceTask, root: str) -> str:
+    file, line = declared.declared_at
     return f"{short_name(file, root)}:{line}"
 
 
 def _describe_environment(environment: authoring.TaskEnvironment, root: str) -> dict[str, Any]:
     at = f"environment `{environment.name}` ({_declared_at(environment, root)})"
     for other in (*environment.depends_on, *environment.extends):
-        if not isinstance(other, authoring.TaskEnvironment):
-            raise ProjectError(f"{at}: `{other!r}` is no environment", hint="pass the `TaskEnvironment` itself")
+        if not isinstance(other, (authoring.TaskEnvironment, str)):
+            raise ProjectError(f"{at}: `{other!r}` is no environment", hint="pass the `TaskEnvironment`, or its name")
     if not isinstance(environment.image, (str, authoring.CondaSpec, type(None))):
         raise ProjectError(f"{at}: `image` must be a path or a `CondaSpec`", why=f"it is {environment.image!r}")
     for each in environment.env_vars.items():
@@ -155,12 +158,17 @@ def _describe_environment(environment: authoring.TaskEnvironment, root: str) -> 
     except RunLocalError as exc:
         raise ProjectError(f"{at}: {exc.what}", why=exc.why, hint=exc.hint) from None
     file, line = environment.declared_at
+    reuse: Any = environment.reusable
+    if not isinstance(reuse, authoring.Reuse) or not authoring.is_texts(reuse.preload):
+        raise ProjectError(f"{at}: `reusable` must be `Reuse(preload=[…])`", why=f"it is {reuse!r}")
     return {
         "name": environment.name,
         "image": environment.image if spec is None else None,
         "spec": spec,
-        "depends_on": [other.name for other in environment.depends_on],
-        "extends": [other.name for other in environment.extends],
+        "depends_on": [getattr(other, "name", other) for other in environment.depends_on],
+        "extends": [getattr(other, "name", other) for other in environment.extends],
+        "preload": list(reuse.preload),
+        "fork": bool(reuse.fork),
         "resources": resources,
         "env_vars": environment.env_vars,
         "file": short_name(file, root),
@@ -190,6 +198,7 @@ def _describe_task(task: authoring.Task[Any, Any], root: str) -> dict[str, Any]:
         "retries": task.retries,
         "timeout_s": task.timeout,
         "calls": calls_of(task, root),
+        "is_async": task.is_async,
     }
 
 

@@ -11,16 +11,19 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import sys
 from typing import NoReturn
 
-from executor.worker import kernel
+from executor.worker import child, kernel
 from executor.worker.agent import Agent
 
 
 def main() -> NoReturn:
     """Run the agent; the one argument is its configuration as JSON (see `agent.Agent`)."""
     config = json.loads(sys.argv[1])
+    if "channel" in config:  # we are the new interpreter of one attempt
+        os._exit(child.run_from(config, socket.socket(fileno=config["channel"])))
     if config["isolation"] != "container":
         config["isolation"] = "namespaces" if _become_first(config["read_only"]) else "subreaper"
     if config["isolation"] == "subreaper":

@@ -1,22 +1,31 @@
-"""Values as bytes: cloudpickle protocol 5, large buffers out of band, files by content.
+"""Values as bytes: cloudpickle protocol 5, large buffers out of band, files and folders by content.
 
 A payload describes itself:
 
     b"RLV1" | length of the head (u32) | head (JSON) | padding | pickle | padding | buffer | padding | buffer …
 
-so a consumer maps the file and its arrays lie in the map: nothing is copied, and because the map is private, an array
-arrives writable without anybody else seeing what is written. A payload made by the host of JSON given on the command
-line has `"codec": "json"`; the host never makes or opens a pickle.
+so a consumer maps it and its arrays lie in the map: nothing is copied, and because the map is private, an array arrives
+writable without anybody else seeing what is written. A payload made by the host of JSON given on the command line has
+`"codec": "json"`; the host never makes or opens a pickle.
 
-A `pathlib.Path` to a file in the attempt's own folders means nothing in another container, so its content travels: the
-file becomes an attachment of the value and arrives as the path of a read-only file with the same name.
+A small payload travels in its frame. A large one is sealed memory whose open file travels with the frame, or a file where
+there is no room for that (see `memory`). A buffer that lies, unchanged, in what this process was itself given is not
+written again: the head says in which blob it lies, and the blob is passed on by its name.
+
+A `pathlib.Path` to a file or folder in the attempt's own folders means nothing in another container, so its content
+travels: it becomes an attachment of the value and arrives as the path of a read-only file or folder with the same name.
 
 The place of a value on the wire (`value`):
 
-    {"size": n, "name": null | file, "files": [{"name": "a.pdb", "at": file}, …]}
+    {"size": n, "at": null | name, "fd": index, "type": …, "environment": …, "texts": {…}, "files": [attachment, …]}
 
-name null: the payload is the frame's body. `at` and `name` are relative to the folder of outputs (task → host) or of
-inputs (host → task); an attachment that the task was itself given is passed on as `{"name": …, "given": at}`.
+at null and no `fd`: the payload is the frame's body. `at` is a name in the folder of outputs (task → host) or of inputs
+(host → task); `fd` is the index of an open file that came with the frame. An attachment is
+
+    {"name": "a.pdb", "at" | "given": name}       a file; one that the task was itself given is passed on by that name
+    {"name": "results", "tree": [entry, …]}       a folder (task → host), an entry being one of
+                                                  [path, "dir"], [path, "link", target], [path, "file", at, executable]
+    {"name": "", "given": name}                   a blob in which buffers of this payload lie
 """
 
 from __future__ import annotations
@@ -24,7 +33,6 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import mmap
 import os
 import pathlib
 import pickle
@@ -32,24 +40,27 @@ import shutil
 import struct
 import sys
 import threading
+import types
 from collections import ChainMap
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import cloudpickle
 
-from executor.errors import MissingModule, UsageError
-from executor.worker.protocol import INLINE_BYTES
+from executor.errors import UsageError
+from executor.worker import memory, opaque
+from executor.worker.preview import texts
+from executor.worker.protocol import INLINE_BYTES, MOST_FDS, close_all
 
 _MAGIC = b"RLV1"
 _LENGTH = struct.Struct(">I")
 _ALIGNMENT = 64
 _OUT_OF_BAND_BYTES = 4096
+_WORTH_PASSING_ON = 64 * 2**10
+_MOST_GIVEN = MOST_FDS - 4
+_MOST_ENTRIES = 50_000
 
-#: Since Python 3.13 a map need not keep its file open.
-_WITHOUT_FILE: dict[str, Any] = {"trackfd": False} if sys.version_info >= (3, 13) else {}
-
-#: The attachments of the payload that this thread is opening.
+#: What this thread opens: the attachments of the payload, by their index in it.
 _OPENING = threading.local()
 
 
@@ -59,12 +70,15 @@ class Folders:
     inputs:  read-only files that the host put there
     outputs: where payloads and attachments are written for the host to take
     private: folders whose files mean nothing elsewhere, and so travel by content
+    environment: the name of the attempt's environment, which its values carry with them
     """
 
-    def __init__(self, inputs: str, outputs: str, private: Sequence[str]) -> None:
+    def __init__(self, inputs: str, outputs: str, private: Sequence[str], environment: str = "") -> None:
         self.inputs = os.path.realpath(inputs)
         self.outputs = outputs
         self.private = [os.path.realpath(folder) for folder in private]
+        self.environment = environment
+        self.maps = memory.Maps()
         self._count = 0
         self._lock = threading.Lock()
 
@@ -76,24 +90,151 @@ class Folders:
         return name, os.path.join(self.outputs, name)
 
 
+class Parcel(NamedTuple):
+    """A value on its way: its place on the wire, its frame's body and open files, and path → index of what is attached."""
+
+    place: dict[str, Any]
+    body: bytes
+    fds: list[int]
+    attached: dict[str, int]
+
+
+class Kept(NamedTuple):
+    """The payload of a value that could not be opened, to be passed on as it came.
+
+    data: its bytes, where it came in a frame's body; otherwise `at` is the name that it was given under
+    """
+
+    at: str | None
+    data: bytes
+    files: list[dict[str, Any]]
+    type: str
+    environment: str
+
+
+def dump(value: Any, folders: Folders, *, keep: bool) -> Parcel:
+    """Make a value ready to be sent.
+
+    keep: whether the task goes on after this, so that its files must be copied and not linked
+    """
+    stream = io.BytesIO()
+    pickler = _Pickler(stream, folders, keep=keep)
+    try:
+        pickler.dump(value)
+        parts = [stream.getbuffer(), *pickler.own]
+    finally:  # it is part of a cycle, and CPython does not always survive collecting one with views of buffers in it
+        pickler.clear_memo()
+        pickler.own = []
+    head = {
+        "codec": "pickle",
+        "python": list(sys.version_info[:2]),
+        "code": pickler.code,
+        "parts": [part.nbytes for part in parts],
+        "buffers": pickler.buffers,
+    }
+    chunks = list(_layout(head, parts))
+    size = sum(memoryview(chunk).nbytes for chunk in chunks)
+    place: dict[str, Any] = {"size": size, "at": None, "files": pickler.files, "type": opaque.type_name(value)}
+    place.update(environment=folders.environment, texts=texts(value))
+    if size <= INLINE_BYTES:
+        return Parcel(place, b"".join(chunks), [], pickler.attached)
+    fd = memory.make_sealed(chunks, size)
+    if fd is not None:
+        return Parcel({**place, "fd": 0}, b"", [fd], pickler.attached)
+    place["at"], path = folders.new_output()
+    with open(path, "wb", buffering=0) as file:
+        for chunk in chunks:
+            _write_all(file, chunk)
+    return Parcel(place, b"", [], pickler.attached)
+
+
+def dump_json(value: Any) -> bytes:
+    """The payload of a JSON document; this is how the host makes the inputs of a root call."""
+    text = json.dumps(value).encode()
+    return b"".join(_layout({"codec": "json", "parts": [len(text)]}, [memoryview(text)]))
+
+
+def load(place: dict[str, Any], body: bytes, folders: Folders, fds: Sequence[int] = ()) -> Any:
+    """The value at a place, in which handles stand for what cannot be opened here (see `opaque`); closes the files."""
+    try:
+        opener = _Opener(folders, place["files"], fds)
+        # A bytearray, because an array over bytes could not be written to.
+        data = memoryview(bytearray(body)) if place["at"] is None else opener.map(place)
+        value = opener.open(data, Kept(place["at"], body, place["files"], place["type"], place.get("environment", "")))
+    finally:
+        close_all(fds)
+    opaque.label(value, place.get("texts", {}))
+    return value
+
+
+# -- writing -----------------------------------------------------------------------------------------------------------
+
+
 class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
-    """cloudpickle that keeps large buffers beside the pickle and attaches files."""
+    """cloudpickle that keeps large buffers beside the pickle, attaches files, and passes on what it cannot open.
+
+    buffers: where each lies: [0, index in `own` + 1] or [index in `files` + 1, offset, size]
+    code:    the name of a function that travels as code, or empty
+    """
 
     def __init__(self, file: io.BytesIO, folders: Folders, *, keep: bool) -> None:
-        self.buffers: list[memoryview] = []
-        self.files: list[dict[str, str]] = []
+        self.own: list[memoryview] = []
+        self.buffers: list[list[int]] = []
+        self.files: list[dict[str, Any]] = []
         self.attached: dict[str, int] = {}
+        self.code = ""
+        self._given: dict[str, int] = {}
         self._folders, self._keep = folders, keep
         # Set before the C pickler starts, which looks at it once.
-        self.dispatch_table = ChainMap({type(pathlib.Path()): self._reduce_path}, cloudpickle.Pickler.dispatch_table)
+        ours = {
+            type(pathlib.Path()): self._reduce_path,
+            types.CodeType: self._reduce_code,
+            memoryview: _reduce_view,
+        }
+        self.dispatch_table = ChainMap(ours, cloudpickle.Pickler.dispatch_table)
         super().__init__(file, protocol=5, buffer_callback=self._take_buffer)
+
+    def reducer_override(self, obj: Any) -> Any:
+        """What is asked first of every object that is no plain data."""
+        if isinstance(obj, opaque.OpaqueType):
+            return opaque.recipe(obj)
+        if isinstance(obj, opaque.OpaqueValue):
+            return self._reduce_whole(obj._args[0])
+        return super().reducer_override(obj)
 
     def _take_buffer(self, buffer: pickle.PickleBuffer) -> bool:
         raw = buffer.raw()
         if raw.nbytes < _OUT_OF_BAND_BYTES:
             return True
-        self.buffers.append(raw)
+        found = self._folders.maps.find(raw) if raw.nbytes >= _WORTH_PASSING_ON else None
+        if found and (found[0] in self._given or len(self._given) < _MOST_GIVEN):
+            self.buffers.append([self._pass_on(found[0]) + 1, found[1], raw.nbytes])
+        else:
+            self.own.append(raw)
+            self.buffers.append([0, len(self.own)])
         return False
+
+    def _pass_on(self, at: str) -> int:
+        """The index of the attachment that is a blob which we were given."""
+        if at not in self._given:
+            self.files.append({"name": "", "given": at})
+            self._given[at] = len(self.files) - 1
+        return self._given[at]
+
+    def _reduce_code(self, code: types.CodeType) -> Any:
+        self.code = self.code or code.co_name
+        return cloudpickle.Pickler.dispatch_table[types.CodeType](code)
+
+    def _reduce_whole(self, kept: Kept) -> tuple[Any, ...]:
+        payload = kept.data if kept.at is None else self._pass_on(kept.at)
+        indices = []
+        for each in kept.files:
+            if each["name"]:
+                self.files.append({"name": each["name"], "given": each["at"]})
+                indices.append(len(self.files) - 1)
+            else:
+                indices.append(self._pass_on(each["at"]))
+        return (_reopen, (payload, indices, kept.type, kept.environment))
 
     def _reduce_path(self, path: pathlib.Path) -> tuple[Any, ...]:
         index = self._attach(os.fspath(path))
@@ -107,21 +248,53 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
         given = real.startswith(self._folders.inputs + os.sep)
         if not given and not any(real.startswith(folder + os.sep) for folder in self._folders.private):
             return None
-        if os.path.isdir(real):
-            raise UsageError(
-                f"the folder `{path}` cannot be passed to or from a task yet",
-                why="only single files travel by content",
-                hint="pass its files as a list of paths, or pack them into one archive",
-            )
-        if not os.path.isfile(real):
+        name = os.path.basename(os.path.abspath(path))
+        if given and os.path.exists(real):
+            self.files.append({"name": name, "given": os.path.relpath(real, self._folders.inputs)})
+        elif os.path.isfile(real):
+            self.files.append({"name": name, "at": self._carry(real)})
+        elif os.path.isdir(real):
+            self.files.append({"name": name, "tree": self._tree(real)})
+        else:
             return None
-        self.files.append(self._carry(real, os.path.basename(path), given=given))
         self.attached[real] = len(self.files) - 1
         return self.attached[real]
 
-    def _carry(self, real: str, name: str, *, given: bool) -> dict[str, str]:
-        if given:
-            return {"name": name, "given": os.path.relpath(real, self._folders.inputs)}
+    def _tree(self, top: str) -> list[list[Any]]:
+        """The entries of a folder; raises `UsageError` for one with something in it that cannot travel."""
+        entries: list[list[Any]] = []
+        for folder, names, files in os.walk(top):
+            for name in sorted([*names, *files]):
+                path = os.path.join(folder, name)
+                entries.append([os.path.relpath(path, top), *self._entry(path, top)])
+            names[:] = sorted(name for name in names if not os.path.islink(os.path.join(folder, name)))
+            if len(entries) > _MOST_ENTRIES:
+                why, hint = f"it has more than {_MOST_ENTRIES} entries", "pack them into one archive"
+                raise UsageError(f"the folder `{top}` cannot be passed to or from a task", why=why, hint=hint)
+        return entries
+
+    def _entry(self, path: str, top: str) -> list[Any]:
+        if os.path.islink(path):
+            target = os.readlink(path)
+            if os.path.isabs(target) or not is_within(os.path.relpath(os.path.dirname(path), top), target):
+                raise UsageError(
+                    f"the folder `{top}` cannot be passed to or from a task",
+                    why=f"the link `{os.path.relpath(path, top)}` in it leads out of it, to `{target}`",
+                    hint="put a copy in its place, or leave it out",
+                )
+            return ["link", target]
+        if os.path.isdir(path):
+            return ["dir"]
+        if not os.path.isfile(path):
+            raise UsageError(
+                f"the folder `{top}` cannot be passed to or from a task",
+                why=f"`{os.path.relpath(path, top)}` in it is no file, folder or link",
+                hint="leave it out",
+            )
+        return ["file", self._carry(path), os.access(path, os.X_OK)]
+
+    def _carry(self, real: str) -> str:
+        """The name of an output with the content of this file."""
         at, target = self._folders.new_output()
         if self._keep:  # the task goes on and may change the file
             shutil.copyfile(real, target)
@@ -130,53 +303,18 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
                 os.link(real, target)
             except OSError:  # another file system, such as the tmpfs on /tmp
                 shutil.copyfile(real, target)
-        return {"name": name, "at": at}
+        return at
 
 
-def dump(value: Any, folders: Folders, *, keep: bool) -> tuple[dict[str, Any], bytes, dict[str, int]]:
-    """A value's place on the wire, its frame's body, and path → index of the files attached to it.
-
-    keep: whether the task goes on after this, so that its files must be copied and not linked
-    """
-    stream = io.BytesIO()
-    pickler = _Pickler(stream, folders, keep=keep)
-    pickler.dump(value)
-    pickled = stream.getbuffer()
-    parts = [pickled, *pickler.buffers]
-    head = {"codec": "pickle", "python": list(sys.version_info[:2]), "parts": [part.nbytes for part in parts]}
-    chunks = list(_layout(head, parts))
-    size = sum(memoryview(chunk).nbytes for chunk in chunks)
-    place: dict[str, Any] = {"size": size, "name": None, "files": pickler.files, "type": _type_name(value)}
-    if size <= INLINE_BYTES:
-        return place, b"".join(chunks), pickler.attached
-    place["name"], path = folders.new_output()
-    with open(path, "wb", buffering=0) as file:
-        for chunk in chunks:
-            _write_all(file, chunk)
-    return place, b"", pickler.attached
+def is_within(folder: str, target: str) -> bool:
+    """Whether a relative path, from a folder of a tree, stays in that tree; all of them without a leading slash."""
+    path = os.path.normpath(os.path.join(folder, target))
+    return not os.path.isabs(target) and path != ".." and not path.startswith(".." + os.sep)
 
 
-def dump_json(value: Any) -> bytes:
-    """The payload of a JSON document; this is how the host makes the inputs of a root call."""
-    text = json.dumps(value).encode()
-    return b"".join(_layout({"codec": "json", "parts": [len(text)]}, [memoryview(text)]))
-
-
-def load(place: dict[str, Any], body: bytes, folders: Folders) -> Any:
-    """The value at a place. Raises `MissingModule` where a package that it needs is not in this environment."""
-    if place["name"] is None:
-        data = memoryview(bytearray(body))  # not bytes: an array over bytes could not be written to
-    else:
-        with open(os.path.join(folders.inputs, place["name"]), "rb") as file:
-            data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY, **_WITHOUT_FILE))
-    head, parts = _split(data)
-    if head["codec"] == "json":
-        return json.loads(bytes(parts[0]))
-    with _attachments([os.path.join(folders.inputs, each["at"]) for each in place["files"]]):
-        try:
-            return pickle.loads(parts[0], buffers=parts[1:])
-        except ImportError as exc:
-            raise _cannot_open(place, exc) from exc
+def _reduce_view(view: memoryview) -> tuple[Any, ...]:
+    """A buffer that a handle keeps; it goes on as the buffer that it came as."""
+    return (_buffer, (pickle.PickleBuffer(view),))
 
 
 def _layout(head: dict[str, Any], parts: Sequence[memoryview]) -> Iterator[bytes | memoryview]:
@@ -187,6 +325,124 @@ def _layout(head: dict[str, Any], parts: Sequence[memoryview]) -> Iterator[bytes
     for part in parts:
         yield part
         yield bytes(-part.nbytes % _ALIGNMENT)
+
+
+def _write_all(file: io.RawIOBase | io.FileIO, chunk: bytes | memoryview) -> None:
+    view = memoryview(chunk).cast("B")
+    while view:
+        written = file.write(view)
+        view = view[written or 0 :]
+
+
+# -- reading -----------------------------------------------------------------------------------------------------------
+
+
+class _Opener:
+    """Opens a payload and the blobs that belong to it."""
+
+    def __init__(self, folders: Folders, files: Sequence[dict[str, Any]], fds: Sequence[int]) -> None:
+        self._folders, self._files, self._fds = folders, files, fds
+        self._blobs: dict[int, memoryview] = {}
+
+    def map(self, entry: dict[str, Any]) -> memoryview:
+        """A private map of what lies at a place."""
+        if "fd" in entry:
+            return self._folders.maps.map(self._fds[entry["fd"]], entry["at"])
+        with open(os.path.join(self._folders.inputs, entry["at"]), "rb") as file:
+            return self._folders.maps.map(file.fileno(), entry["at"])
+
+    def blob(self, index: int) -> memoryview:
+        """A private map of an attachment, made once."""
+        if index not in self._blobs:
+            self._blobs[index] = self.map(self._files[index])
+        return self._blobs[index]
+
+    def name(self, index: int) -> str:
+        """The name that an attachment was given under."""
+        return str(self._files[index]["at"])
+
+    def path(self, index: int) -> pathlib.Path:
+        """Where an attachment lies."""
+        return pathlib.Path(self._folders.inputs, self.name(index))
+
+    def inner(self, indices: Sequence[int]) -> tuple[_Opener, list[dict[str, Any]]]:
+        """What opens a payload that is itself an attachment, and the attachments of that."""
+        files = [self._files[index] for index in indices]
+        return _Opener(self._folders, files, self._fds), files
+
+    def open(self, data: memoryview, kept: Kept) -> Any:
+        """The value of a payload, or a handle for all of it."""
+        head, parts = _split(data)
+        if head["codec"] == "json":
+            return json.loads(bytes(parts[0]))
+        made_by, ours = ".".join(map(str, head["python"])), ".".join(map(str, sys.version_info[:2]))
+        if head["code"] and made_by != ours:
+            reason = f"`{head['code']}` in it travels as code of Python {made_by}, which Python {ours} cannot run"
+            return opaque.whole(kept, kept.type, kept.environment, "", reason)
+        with self._at_work(), opaque.opening(kept.environment):
+            buffers = [self._buffer(where, parts) for where in head["buffers"]]
+            unpickler = _Unpickler(_Reader(parts[0]), buffers=buffers)
+            try:
+                return unpickler.load()
+            except Exception:
+                if not unpickler.missing:
+                    raise
+                return opaque.whole(kept, kept.type, kept.environment, unpickler.missing)
+
+    def _buffer(self, where: list[int], parts: list[memoryview]) -> memoryview:
+        if where[0] == 0:
+            return parts[where[1]]
+        index, offset, size = where
+        return self.blob(index - 1)[offset : offset + size]
+
+    @contextlib.contextmanager
+    def _at_work(self) -> Iterator[None]:
+        before = getattr(_OPENING, "opener", None)
+        _OPENING.opener = self
+        try:
+            yield
+        finally:
+            _OPENING.opener = before
+
+
+class _Unpickler(pickle.Unpickler):
+    """Stands in for classes and functions that are not here; `missing` is then the module that was."""
+
+    missing = ""
+
+    def find_class(self, module: str, name: str) -> Any:
+        """The class or function of this name."""
+        found = opaque.find(module, name, lambda: super(_Unpickler, self).find_class(module, name))
+        info = opaque.opaque_info(found)
+        self.missing = self.missing or (info.module if info else "")
+        return found
+
+
+class _Reader:
+    """The file that an unpickler reads from, over memory that is not copied."""
+
+    def __init__(self, data: memoryview) -> None:
+        self._data, self._at = data, 0
+
+    def read(self, size: int) -> bytes:
+        """The next bytes."""
+        self._at += size
+        return bytes(self._data[self._at - size : self._at])
+
+    def readinto(self, target: Any) -> int:
+        """Fill a buffer with the next bytes."""
+        into = memoryview(target).cast("B")
+        taken = self._data[self._at : self._at + into.nbytes]
+        into[: taken.nbytes] = taken
+        self._at += taken.nbytes
+        return taken.nbytes
+
+    def readline(self) -> bytes:
+        """The bytes to the end of the line; only old protocols have lines."""
+        rest = bytes(self._data[self._at :])
+        line = rest[: rest.find(b"\n") + 1]
+        self._at += len(line)
+        return line
 
 
 def _split(data: memoryview) -> tuple[dict[str, Any], list[memoryview]]:
@@ -201,36 +457,20 @@ def _split(data: memoryview) -> tuple[dict[str, Any], list[memoryview]]:
     return head, parts
 
 
-def _write_all(file: io.RawIOBase | io.FileIO, chunk: bytes | memoryview) -> None:
-    view = memoryview(chunk).cast("B")
-    while view:
-        written = file.write(view)
-        view = view[written or 0 :]
-
-
-@contextlib.contextmanager
-def _attachments(paths: list[str]) -> Iterator[None]:
-    before = getattr(_OPENING, "paths", [])
-    _OPENING.paths = paths
-    try:
-        yield
-    finally:
-        _OPENING.paths = before
-
-
 def _attachment(index: int) -> pathlib.Path:
-    return pathlib.Path(_OPENING.paths[index])
+    path: pathlib.Path = _OPENING.opener.path(index)
+    return path
 
 
-def _type_name(value: Any) -> str:
-    kind = type(value)
-    return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+def _buffer(view: Any) -> Any:
+    return view
 
 
-def _cannot_open(place: dict[str, Any], exc: ImportError) -> MissingModule:
-    missing = (exc.name or "").partition(".")[0] or str(exc)
-    return MissingModule(
-        f"a value of type `{place.get('type', '?')}` cannot be opened here",
-        why=f"this environment does not hold `{missing}`, which the value is made of",
-        hint=f"add `{missing}` to this environment, or let the task return plain data, bytes or a `pathlib.Path`",
-    )
+def _reopen(payload: bytes | int, indices: list[int], type_name: str, environment: str) -> Any:
+    """Open a value that its last receiver could not open, and passed on as it came."""
+    outer: _Opener = _OPENING.opener
+    opener, files = outer.inner(indices)
+    if isinstance(payload, int):
+        kept = Kept(outer.name(payload), b"", files, type_name, environment)
+        return opener.open(outer.blob(payload), kept)
+    return opener.open(memoryview(bytearray(payload)), Kept(None, payload, files, type_name, environment))

@@ -15,8 +15,13 @@ import pathlib
 import reprlib
 from typing import Any
 
+from executor.worker import opaque
+
 _MOST_BYTES = 256 * 2**10
 _MOST_TEXT = 300
+_MOST_TEXTS = 50
+_DEEPEST_TEXT = 4
+_PLAIN = frozenset({"builtins", "pathlib", "pathlib._local", "datetime"})
 
 
 class _NotJson(Exception):
@@ -36,7 +41,23 @@ def preview(value: Any, attached: dict[str, int]) -> dict[str, Any]:
     return {"text": _shorten(value)}
 
 
+def texts(value: Any) -> dict[str, tuple[str, str]]:
+    """Type and short text of each object in a value that its receiver may not be able to open, by the way to it."""
+    found: dict[str, tuple[str, str]] = {}
+    front: list[tuple[str, Any, int]] = [("", value, 0)]
+    while front and len(found) < _MOST_TEXTS:
+        at, each, depth = front.pop(0)
+        if type(each).__module__ not in _PLAIN:
+            found[at] = (opaque.type_name(each), _shorten(each))
+        if depth < _DEEPEST_TEXT:
+            front += [(at + way, inner, depth + 1) for way, inner in opaque.elements(each)]
+    return found
+
+
 def _shorten(value: Any) -> str:
+    info = opaque.opaque_info(value)
+    if info:
+        return info.preview or f"<{info.type}>"
     try:
         text = _Text().repr(value)
     except Exception:  # noqa: BLE001  user code
@@ -76,6 +97,8 @@ class _Renderer:
             raise _NotJson
         if isinstance(value, enum.Enum):
             return self.render(value.value, depth + 1)
+        if opaque.opaque_info(value):
+            raise _NotJson
         if value is None or isinstance(value, (bool, int, str)):
             return value
         if isinstance(value, float):

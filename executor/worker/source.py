@@ -5,8 +5,10 @@ from __future__ import annotations
 import ast
 import contextlib
 import os
+from collections.abc import Iterator
 
 _CATCH_IMPORT_ERROR = frozenset({"ImportError", "ModuleNotFoundError", "Exception", "BaseException"})
+_BLOCKS = ("body", "handlers", "orelse", "finalbody", "cases")
 _INSTALLED = frozenset({"site-packages", "dist-packages"})
 _MARKS_OF_AN_ENVIRONMENT = ("pyvenv.cfg", "conda-meta")
 _OURS = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
@@ -31,22 +33,41 @@ def read_imports(file: str) -> dict[int, bool]:
     """The lines of a file that belong to import statements, and whether each is guarded."""
     found: dict[int, bool] = {}
     with contextlib.suppress(OSError, SyntaxError, ValueError), open(file, "rb") as source:
-        _find_imports(ast.parse(source.read()), False, found)
+        for node, guarded, _ in import_statements(ast.parse(source.read())):
+            found.update(dict.fromkeys(range(node.lineno, (node.end_lineno or node.lineno) + 1), guarded))
     return found
 
 
-def _find_imports(node: ast.AST, guarded: bool, found: dict[int, bool]) -> None:
+def import_statements(
+    node: ast.AST, guarded: bool = False, inside: bool = False
+) -> Iterator[tuple[ast.Import | ast.ImportFrom, bool, bool]]:
+    """The import statements below a node, whether each is guarded, and whether it is inside a function.
+
+    What only type checkers read (`if TYPE_CHECKING:`) is left out.
+    """
     if isinstance(node, (ast.Import, ast.ImportFrom)):
-        found.update(dict.fromkeys(range(node.lineno, (node.end_lineno or node.lineno) + 1), guarded))
-        return
-    if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)):
-        guarded = False  # its body runs when the guard is long gone
-    guards = any(map(_catches, getattr(node, "handlers", ())))  # a `try`, with or without `*`
-    guards = guards or any(_suppresses(item.context_expr) for item in getattr(node, "items", ()))
-    for name, value in ast.iter_fields(node):
-        for child in value if isinstance(value, list) else (value,):
-            if isinstance(child, ast.AST):
-                _find_imports(child, guarded or (guards and name == "body"), found)
+        yield node, guarded, inside
+    if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+        guarded, inside = False, True  # its body runs when the guard is long gone
+    guarding = guards(node)
+    for name in _BLOCKS:
+        if name == "body" and is_for_type_checkers(node):
+            continue
+        for child in getattr(node, name, ()):
+            yield from import_statements(child, guarded or (guarding and name == "body"), inside)
+
+
+def guards(node: ast.AST) -> bool:
+    """Whether an `ImportError` in the body of a statement is caught by it: a `try`, with or without `*`, or a `with`."""
+    if any(map(_catches, getattr(node, "handlers", ()))):
+        return True
+    return any(_suppresses(item.context_expr) for item in getattr(node, "items", ()))
+
+
+def is_for_type_checkers(node: ast.AST) -> bool:
+    """Whether the body of a statement never runs: it is `if TYPE_CHECKING:`."""
+    test = node.test if isinstance(node, ast.If) else None
+    return getattr(test, "attr", getattr(test, "id", "")) == "TYPE_CHECKING"
 
 
 def _catches(handler: ast.ExceptHandler) -> bool:

@@ -148,7 +148,8 @@ class Stub:
         why, what = f"`{used}` is used here, which {self._place} imports", f"environment `{environment}`"
         hint = (
             f"add the package of `{module}` to envs/{environment}/environment.yml, or move the import into the task"
-            f" that needs it, or declare `{environment}` with `extends=[…]` of an environment that holds it"
+            f" that needs it, or declare `{environment}` with `extends=[…]` of an environment that holds it, or call the"
+            ' tasks of that module by name: `reference_task("environment.function")`'
         )
         if not environment:
             what = "the process that reads the workflow"
@@ -270,6 +271,8 @@ def _placeholder(stub: Stub) -> type:
     """A base class for those that are derived from a stand-in; they can be defined, and not made."""
 
     class Placeholder:
+        __run_local_missing__ = stub._name.partition(".")[0]
+
         def __new__(cls, *_: Any, **__: Any) -> Any:
             return stub._derive(f"{cls.__name__}(…)")
 

@@ -292,7 +292,7 @@ def test_an_exception_is_shown_with_the_users_frames_only(project: MakeProject) 
         ("import torch; int(torch.pi)", "`torch` is not in the process that reads the workflow", "`torch.pi`"),
         ("TaskEnvironment('Not OK')", "`Not OK` cannot name an environment", "flow.py:8: TaskEnvironment('Not OK')"),
         ("TaskEnvironment('env')", "environment `env` is declared twice", "at flow.py:3 and at flow.py:8"),
-        ("TaskEnvironment('b', depends_on=['env'])", "environment `b` (flow.py:8): `'env'` is no environment", ""),
+        ("TaskEnvironment('b', depends_on=[3])", "environment `b` (flow.py:8): `3` is no environment", ""),
         ("TaskEnvironment('b', env_vars={'A': 1})", "environment `b` (flow.py:8): `env_vars` must be text", "'A' is 1"),
         (
             "import executor; TaskEnvironment('b', image=executor.CondaSpec('python'))",

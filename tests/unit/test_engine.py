@@ -4,24 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import pytest
 
-from executor.data.store import Store, ValueRef
+from executor.data.store import Blob, Store, Value
 from executor.engine import Engine, Plan
 from executor.errors import MachineError
 from executor.events import AttemptEnded, CallCancelled, CallEnded, CallSubmitted, Fact, RunCancelled, RunEnded
 from executor.manifest import EnvironmentEntry, Manifest, Shape, TaskEntry
 from executor.runtimes import Launch
 from executor.scheduling.state import Machine
-from executor.worker import payload
-from executor.worker.protocol import INLINE_BYTES, MAX_HEADER_BYTES, ProtocolError, encode
+from executor.worker import memory, payload
+from executor.worker.protocol import INLINE_BYTES, MAX_HEADER_BYTES, Frame, ProtocolError, close_all, encode
 
 PATIENCE_S = 5
 SHAPE = Shape(cpus=1, cpus_limit=1, memory_bytes=1, memory_limit_bytes=None, gpus=0, gpu_model="", shm_bytes=None)
@@ -39,14 +40,15 @@ class FakeSlot:
         self.folders = payload.Folders(str(self.inputs), str(self.outputs), [])
         self.hello: dict[str, Any] = {}
         self.alive = True
-        self._frames: asyncio.Queue[tuple[dict[str, Any], bytes] | None] = asyncio.Queue()
+        self._frames: asyncio.Queue[Frame | None] = asyncio.Queue()
         self._heard: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
 
-    def send(self, header: dict[str, Any], body: bytes = b"") -> None:
+    def send(self, header: dict[str, Any], body: bytes = b"", fds: Sequence[int] = ()) -> None:
+        close_all(fds)
         encode(header, body)
         self._heard.put_nowait(header)
 
-    async def receive(self) -> tuple[dict[str, Any], bytes] | None:
+    async def receive(self) -> Frame | None:
         return await self._frames.get()
 
     def is_alive(self) -> bool:
@@ -55,19 +57,19 @@ class FakeSlot:
     def hang_up(self) -> None:
         self._frames.put_nowait(None)
 
-    def say(self, kind: str, body: bytes = b"", **header: Any) -> None:
+    def say(self, kind: str, body: bytes = b"", fds: Sequence[int] = (), **header: Any) -> None:
         """What the agent says next."""
-        self._frames.put_nowait(({"kind": kind, **header}, body))
+        self._frames.put_nowait(Frame({"kind": kind, **header}, body, list(fds)))
 
     def call(self, number: int, *args: Any) -> None:
         """The task calls `leaf.work`."""
-        place, body, _ = payload.dump((args, {}), self.folders, keep=True)
-        self.say("CALL", body, id=number, task="leaf.work", value=place)
+        place, body, fds, _ = payload.dump((args, {}), self.folders, keep=True)
+        self.say("CALL", body, fds, id=number, task="leaf.work", value=place)
 
     def end(self, value: Any = 1, outcome: str = "ok") -> None:
         """The task returns a value, and its attempt is over."""
-        place, body, _ = payload.dump(value, self.folders, keep=False)
-        self.say("RESULT", body, value=place, preview={"json": 1})
+        place, body, fds, _ = payload.dump(value, self.folders, keep=False)
+        self.say("RESULT", body, fds, value=place, preview={"json": 1})
         self.say("ENDED", outcome=outcome)
 
     async def hear(self, kind: str) -> dict[str, Any]:
@@ -160,13 +162,11 @@ def _plan(folder: Path, retries: int) -> Plan:
         for name in ("root.main", "leaf.work")
     }
     made: Any = SimpleNamespace(key="k", image=None, prefix=None, variables={})
-    data = payload.dump_json({})
-    store = Store(folder, folder / "incoming")
     return Plan(
         run="r",
         manifest=Manifest(root=str(folder), import_roots=(".",), environments=environments, tasks=tasks),
         task=tasks["root.main"],
-        inputs=ValueRef(sha256=store.put_bytes(data), size=len(data)),
+        inputs=Value(Blob(data=payload.dump_json({})), []),
         built=dict.fromkeys(environments, made),
         project=folder,
         library=folder,
@@ -263,7 +263,7 @@ async def test_a_value_whose_file_is_gone(tmp_path: Path) -> None:
     """It is that task's failure, and its slot is not used again."""
     async with running(tmp_path) as run:
         slot = await run.runtime.slot(1)
-        slot.say("RESULT", value={"size": 1, "name": "v1", "files": []}, preview={"json": 1})
+        slot.say("RESULT", value={"size": 1, "at": "v1", "files": []}, preview={"json": 1})
         slot.say("ENDED", outcome="ok")
         ended = await run.end()
         assert (ended.status, (ended.error or {})["code"]) == ("failed", "ValueRefused")
@@ -283,7 +283,7 @@ def test_a_task_that_spoils_its_outputs(tmp_path: Path, left: str) -> None:
             slot.outputs.rmdir()
             if left == "a link":
                 slot.outputs.symlink_to(treasure)
-                slot.say("CALL", id=1, task="leaf.work", value={"size": 1, "name": "v7", "files": []})
+                slot.say("CALL", id=1, task="leaf.work", value={"size": 1, "at": "v7", "files": []})
                 assert "is gone" in (await slot.hear("ANSWER"))["error"]["message"]
             elif left == "a file":
                 slot.outputs.touch()
@@ -312,25 +312,42 @@ async def test_large_values_need_no_thread_of_anybody_else(tmp_path: Path) -> No
 
 
 @script
-async def test_large_arguments_keep_their_place(tmp_path: Path) -> None:
-    """Calls are numbered in the order in which they were made, and hashing happens on another thread than the loop's."""
+async def test_values_are_stored_beside_the_calls(tmp_path: Path) -> None:
+    """A large value is answered with before it is hashed, on another thread; the run ends when all are stored."""
     async with running(tmp_path) as run:
-        hashed: list[str] = []
-        taking = run.engine._store.take
+        may_store, stored = threading.Event(), []
+        committing = Blob.commit
 
-        def take(*args: Any) -> ValueRef:
-            hashed.append(threading.current_thread().name.partition("_")[0])
-            return taking(*args)
+        def commit(self: Blob, store: Store) -> None:
+            if self.data is None:
+                may_store.wait(PATIENCE_S)
+                stored.append(threading.current_thread().name.partition("_")[0])
+            committing(self, store)
 
-        run.engine._store.take = take  # type: ignore[assignment,method-assign]
+        with mock.patch.object(Blob, "commit", commit):
+            slot = await run.runtime.slot(1)
+            slot.call(1, bytes(2 * INLINE_BYTES))
+            (await run.runtime.slot(2)).end(bytes(3 * INLINE_BYTES))
+            assert "value" in await slot.hear("ANSWER")
+            slot.end()
+            await asyncio.sleep(0.05)
+            assert (stored, [fact for fact in run.facts if isinstance(fact, RunEnded)]) == ([], [])
+            may_store.set()
+            await run.end()
+        assert stored == ["store", "store"]
+        ended = [fact for fact in run.facts if isinstance(fact, CallEnded)]
+        assert all(fact.value and run.engine._store.path(fact.value["sha256"]).exists() for fact in ended)
+
+
+@script
+async def test_a_value_that_cannot_be_stored_ends_the_run(tmp_path: Path) -> None:
+    """Nobody is told that all went well."""
+    async with running(tmp_path) as run:
         slot = await run.runtime.slot(1)
-        slot.call(1, bytes(2 * INLINE_BYTES))
-        slot.call(2)
-        slot.end()
-        await run.end()
-        submitted = [fact.call for fact in run.facts if isinstance(fact, CallSubmitted)]
-        assert submitted == ["1", "1.1", "1.2"]
-        assert hashed == ["store", "MainThread", "MainThread"]
+        with mock.patch.object(Blob, "commit", side_effect=MachineError("a value cannot be stored", "no room")):
+            slot.call(1, bytes(2 * INLINE_BYTES))
+            with pytest.raises(MachineError, match="stored"):
+                await run.end()
 
 
 @script
@@ -376,7 +393,8 @@ async def test_a_value_that_cannot_be_given(tmp_path: Path) -> None:
         root.call(1)
         leaf = await run.runtime.slot(2)
         root.inputs.rmdir()
-        leaf.end(bytes(2 * INLINE_BYTES))
+        with mock.patch.object(memory, "make_sealed", return_value=None):
+            leaf.end(bytes(2 * INLINE_BYTES))
         assert "No such file" in (await root.hear("ANSWER"))["error"]["why"]
         root.end()
         assert (await run.end()).status == "succeeded"

@@ -135,7 +135,7 @@ def test_a_line_knows_that_its_other_end_is_gone() -> None:
 
     async def story() -> list[bool]:
         ours, theirs = __import__("socket").socketpair()
-        line = Line(*await asyncio.open_unix_connection(sock=ours))
+        line = Line(ours)
         states = [line.is_open()]
         theirs.close()
         await asyncio.sleep(0.01)

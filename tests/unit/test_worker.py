@@ -22,7 +22,7 @@ import pytest
 from executor.authoring import TaskEnvironment
 from executor.errors import TaskError
 from executor.worker import agent, child, kernel, payload
-from executor.worker.protocol import FrameReader, encode
+from executor.worker.protocol import Frame, FrameReader, encode
 from executor.worker.tracebacks import render_traceback, shorten
 
 ENV = TaskEnvironment("worker-tests")
@@ -58,7 +58,7 @@ class Host:
 
     def answer(self, number: int, value: Any) -> None:
         """The value of a call."""
-        place, body, _ = payload.dump(value, self.folders, keep=False)
+        place, body, _, _ = payload.dump(value, self.folders, keep=False)
         self._ours.sendall(encode({"kind": "ANSWER", "id": number, "value": place}, body))
 
     def fail(self, number: int) -> None:
@@ -160,12 +160,13 @@ def test_any_failure_has_a_story() -> None:
     sent: list[dict[str, Any]] = []
 
     class Line:
-        def send(self, header: dict[str, Any], body: bytes = b"") -> None:
+        def send(self, header: dict[str, Any], body: bytes = b"", fds: Any = ()) -> None:
             encode(header, body)
             sent.append(header)
 
     line: Any = Line()
-    child._tell(line, raised(TaskError("mine", facts={"mine": object()})), HEADER, CONFIG)
+    folders = payload.Folders("/in", "/out", [])
+    child._tell(line, raised(TaskError("mine", facts={"mine": object()})), HEADER, CONFIG, folders)
     assert (sent[0]["error"]["code"], sent[0]["error"]["message"]) == ("TaskError", "mine")
 
 
@@ -238,14 +239,14 @@ def test_a_child_that_does_not_read_keeps_nobody_waiting() -> None:
     busy._attempt = agent._Attempt(1, ours, {}, None)
     sent = [encode({"kind": "ANSWER", "id": number}, bytes(60_000)) for number in range(50)]
     for number in range(50):
-        busy._obey(({"kind": "ANSWER", "id": number}, bytes(60_000)))
+        busy._obey(Frame({"kind": "ANSWER", "id": number}, bytes(60_000), []))
     got = b""
     while len(got) < len(b"".join(sent)):
         got += theirs.recv(65536)
         busy._pass_on(busy._attempt)
     assert got == b"".join(sent)
     theirs.close()
-    busy._obey(({"kind": "ANSWER", "id": 51}, b"x"))
+    busy._obey(Frame({"kind": "ANSWER", "id": 51}, b"x", []))
     assert not busy._attempt.answers
     busy._selector.close()
     ours.close()
