@@ -237,7 +237,7 @@ def _finish() -> None:
 
 def _task_error(story: dict[str, Any]) -> TaskError:
     message = shorten(story["message"], _MOST_OF_A_MESSAGE)  # the whole of it stays in the story
-    return TaskError(f"task `{story['task']}` failed: {story['code']}: {message}", facts=story, hint=story["hint"])
+    return TaskError(f"task `{story['task']}` failed: {story['code']}: {message}", story["why"], story["hint"], story)
 
 
 def _tell(
