@@ -341,13 +341,20 @@ class Solver:
     def _who_asks(self, reason: str) -> list[str]:
         """Which environment asks for the packages that a reason names."""
         sources: Mapping[str, Sequence[str]] = self._request["sources"]
-        places: Mapping[str, str] = self._request["lines"]
+        places: Mapping[str, Mapping[str, str]] = self._request["lines"]
         return [
-            f"`{name}` asks for `{line}`" + (f" ({places[line]})" if line in places else "")
+            f"`{name}` asks for `{line}`" + (f" ({places[name][line]})" if line in places.get(name, ()) else "")
             for name, lines in sources.items()
             for line in lines
-            if (found := re.match(r"[A-Za-z0-9_.-]+", line)) and re.search(rf"\b{re.escape(found[0])}\b", reason)
+            if _names(reason, line)
         ]
+
+
+def _names(reason: str, requirement: str) -> bool:
+    """Whether a solver speaks of the package of a requirement; it may write `_`, `-` and `.` as it likes."""
+    found = re.match(r"(?:\S+::)?([A-Za-z0-9_.-]+)", requirement)
+    name = r"[-_.]+".join(map(re.escape, re.split(r"[-_.]+", found[1]))) if found else "(?!)"
+    return bool(re.search(rf"(?<![\w-]){name}(?!\w|-[A-Za-z])", reason, re.IGNORECASE))
 
 
 def _probe(place: str) -> Literal["there", "absent", "silent"]:

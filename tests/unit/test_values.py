@@ -359,3 +359,33 @@ def test_without_room_in_memory_a_value_is_a_file(slot: Slot, monkeypatch: pytes
     parcel = payload.dump(bytearray(400_000), slot.folders, keep=True)
     assert (parcel.fds, parcel.place["at"]) == ([], "v1")
     assert slot.give(slot.take(parcel)) == bytes(400_000)
+
+
+ARRAYS = st.recursive(
+    st.integers(1, 3).map(lambda size: Array(bytearray(os.urandom(size * 50_000)))) | st.integers(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3) | st.tuples(inner, inner),
+    max_leaves=6,
+)
+
+
+def _arrays(value: Any) -> list[Array]:
+    if isinstance(value, Array):
+        return [value]
+    inside = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
+    return [array for each in inside for array in _arrays(each)]
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=30, deadline=None)
+@given(ARRAYS, st.booleans())
+def test_no_buffer_is_shared_by_two(slot: Slot, value: Any, committed: bool) -> None:
+    """Whatever one receiver does to its arrays, neither the sender nor another receiver sees it; nor after a hop."""
+    sent = slot.take(payload.dump(value, slot.folders, keep=True))
+    if committed:
+        sent.commit(slot.store)
+    contents = [bytes(array.data) for array in _arrays(value)]
+    first = slot.give(sent)
+    passed = slot.take(payload.dump(first, slot.folders, keep=True))
+    for array in _arrays(first):
+        array.data[:] = bytes(len(array.data))
+    for other in (value, slot.give(sent), slot.give(passed)):
+        assert [bytes(array.data) for array in _arrays(other)] == contents
