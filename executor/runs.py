@@ -287,7 +287,7 @@ def _build(
 
     def locked(locks: Mapping[str, Lock]) -> None:
         provided = {name: provided_by_lock(lock, request.home) for name, lock in locks.items()}
-        for report in check_imports(request.manifest, list(locks), provided):
+        for report in check_imports(request.manifest, request.task.name, provided):
             for step, detail in report.tell():
                 progress(report.environment, step, detail)
 

@@ -13,7 +13,10 @@ from executor.cli import print_json, print_table
 from executor.console import ConsoleView
 from executor.describe import describe
 from executor.environments import Builder, State, find_spec
+from executor.environments.lock import read_lock
+from executor.environments.provided import Provided, provided_by_lock, provided_by_spec
 from executor.manifest import Manifest
+from executor.missing import Missing, Report, check_imports
 
 
 @click.command("plan")
@@ -30,14 +33,44 @@ def plan_command(workflow: str, runtime: str, as_json: bool) -> None:
         contextlib.closing(Builder(chosen, machine.home(), view.progress)) as builder,
     ):
         states = [builder.look(find_spec(manifest, name)) for name in manifest.reachable(task.environment)]
+    provided = {state.spec.name: _provided(state) for state in states}
+    reports = check_imports(manifest, task.name, provided)
     if as_json:
-        print_json(_document(manifest, task.name, chosen, states))
+        print_json(_document(manifest, task.name, chosen, states, reports))
         return
     click.echo(f"{task.name} ({chosen}{': ' + note if note else ''})")
     rows = [_row(manifest, state) for state in states]
     print_table(rows, "environment", "cores", "memory", "lock", "build", "key")
-    for module, places in manifest.missing.items():
-        click.echo(f"stood in for while reading the project: {module} ({', '.join(places)})")
+    for report in reports:
+        _print_report(report)
+
+
+def _provided(state: State) -> Provided:
+    if state.lock and not state.problem:
+        return provided_by_lock(read_lock(state.lock), machine.home())
+    return provided_by_spec(state.spec)
+
+
+def _print_report(report: Report) -> None:
+    noted = [each for each in report.missing if not each.uses]
+    if noted:
+        many, them = (f"{len(noted)} modules", "them") if len(noted) > 1 else ("a module", "it")
+        click.echo(f"\n{report.environment} does without {many} that its source imports{report.basis}:")
+        width = max(len(each.module) for each in noted)
+        for each in noted:
+            more = f" (and {len(each.places) - 1} more)" if len(each.places) > 1 else ""
+            click.echo(f"  {each.module:{width}}  {each.places[0]}{more}")
+        call = next((place.call for each in noted for place in each.places if place.call), "")
+        click.echo(f"  no task of {report.environment} is seen to use {them}, so nothing has to be done")
+        if call:
+            click.echo(f'  what is called by its name is not even imported: `reference_task("{call}")`')
+    for failure, ways_out in report.warnings:
+        click.echo("\n" + click.style("warning: ", fg="yellow", bold=True) + failure)
+        click.echo(f"  hint: {ways_out}")
+    if report.unknown:
+        names = ", ".join(f"`{module}`" for module in report.unknown)
+        when = "it is locked" if report.judged_by == "specification" else "its packages are fetched"
+        click.echo(f"\nwhether {report.environment} holds {names} is known once {when}")
 
 
 def _row(manifest: Manifest, state: State) -> list[str]:
@@ -47,7 +80,9 @@ def _row(manifest: Manifest, state: State) -> list[str]:
     return [state.spec.name, f"{shape.cpus:g}", f"{shape.memory_bytes / 2**30:g} GiB", lock, built, state.key[:12]]
 
 
-def _document(manifest: Manifest, task: str, runtime: str, states: list[State]) -> dict[str, Any]:
+def _document(
+    manifest: Manifest, task: str, runtime: str, states: list[State], reports: list[Report]
+) -> dict[str, Any]:
     return {
         "task": task,
         "runtime": runtime,
@@ -61,5 +96,24 @@ def _document(manifest: Manifest, task: str, runtime: str, states: list[State]) 
             }
             for state in states
         ],
+        "imports": [
+            {
+                "environment": report.environment,
+                "judged_by": report.judged_by,
+                "missing": [_missing_document(each) for each in report.missing],
+                "unknown": list(report.unknown),
+                "warnings": [{"what": failure, "hint": ways_out} for failure, ways_out in report.warnings],
+            }
+            for report in reports
+        ],
         "missing": {module: list(places) for module, places in manifest.missing.items()},
+    }
+
+
+def _missing_document(missing: Missing) -> dict[str, Any]:
+    return {
+        "module": missing.module,
+        "imported": [{"at": each.at, "by": list(each.way), "call": each.call or None} for each in missing.places],
+        "used": [{"task": task, "at": use.at, "imported": use.imported} for task, use in missing.uses.items()],
+        "held_by": list(missing.others),
     }

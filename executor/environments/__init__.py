@@ -119,27 +119,36 @@ class Builder:
             self._client.close()
 
     def build_all(
-        self, specs: Sequence[Spec], *, root: Path | None = None, ready: Callable[[Built], None] = lambda _: None
+        self,
+        specs: Sequence[Spec],
+        *,
+        root: Path | None = None,
+        locked: Callable[[Mapping[str, Lock]], None] = lambda _: None,
+        ready: Callable[[Built], None] = lambda _: None,
     ) -> dict[str, Built]:
         """Lock and build environments, several at once, or find them built; by name.
 
-        specs: those that are needed first come first
-        root:  their project; what its other environments hold decides the order of layers, too
-        ready: told of each, in that order
+        specs:  those that are needed first come first
+        root:   their project; what its other environments hold decides the order of layers, too
+        locked: told of all locks, before anything is built
+        ready:  told of each, in that order
 
         Raises `EnvironmentFailed` or `MachineError`.
         """
         if machine.offline():
             self._refuse_what_needs_network(specs)
         with usage.hold(self._home, usage.MAKING):
-            built = self._build_all(specs, root)
+            built = self._build_all(specs, root, locked)
         for each in built:
             ready(each)
         return {each.name: each for each in built}
 
-    def _build_all(self, specs: Sequence[Spec], root: Path | None) -> list[Built]:
+    def _build_all(
+        self, specs: Sequence[Spec], root: Path | None, tell: Callable[[Mapping[str, Lock]], None]
+    ) -> list[Built]:
         began = time.monotonic()
         locked = dict(zip(specs_by_name(specs), self._side_by_side(self._lock, specs), strict=True))
+        tell({name: made for name, (_, made) in locked.items()})
         popularity = _Popularity([made for _, made in locked.values()], lambda: self._locks_beside(root, specs))
 
         def build(spec: Spec, say: Say) -> Built:
@@ -237,8 +246,8 @@ class Builder:
         """Let housekeeping know what an environment consists of."""
         parts = image.part_keys(locked).values() if self._client else ()
         archives = tuple(package.sha256 for package in locked.packages)
-        lock = str(locked.path)
-        usage.note(self._home, Use(name=spec.name, key=key, lock=lock, archives=archives, parts=tuple(parts)))
+        locks = (str(locked.path),)
+        usage.note(self._home, Use(key=key, names=(spec.name,), locks=locks, archives=archives, parts=tuple(parts)))
 
     def _locks_beside(self, root: Path | None, specs: Sequence[Spec]) -> list[Lock]:
         """The locks of the project's other environments, where there are any that can be read."""
@@ -246,7 +255,7 @@ class Builder:
         found = []
         for name, path in (spec_names(root) if root else {}).items():
             with contextlib.suppress(EnvironmentFailed):
-                spec = read_spec(path, name)
+                spec = read_spec(path, name, root)
                 _, glibc = self._look_at_base(spec)
                 if name not in names and is_locked(spec, home=self._home, glibc=glibc):
                     found.append(read_lock(find_lock(spec, home=self._home, glibc=glibc)))

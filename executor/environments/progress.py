@@ -19,7 +19,10 @@ _SOON_S = 0.05
 
 
 class Progress(Protocol):
-    """Hears the steps of making environments: lock, base, download, install, compile, pack, load, verify, ready."""
+    """Hears the steps of making environments: lock, base, download, install, compile, pack, load, verify, ready.
+
+    What is known of their imports comes between `lock` and the rest: imports (in short), import (each), warning.
+    """
 
     def __call__(self, environment: str, step: str, detail: str, done: float | None = None) -> None:
         """`detail` is one line for people; `done` the part of the step that is done, from 0 to 1, where it is known."""

@@ -25,3 +25,15 @@ def test_a_line_without_an_end_is_shown_as_it_grows(capsys: pytest.CaptureFixtur
     shown = capsys.readouterr().err
     assert shown.count("x") == 160 * 2**16
     assert shown.endswith("end\n")
+
+
+@pytest.mark.parametrize("verbose", [False, True])
+def test_what_an_environment_does_without_is_a_line_and_more_with_v(
+    capsys: pytest.CaptureFixture[str], verbose: bool
+) -> None:
+    """The modules in a line of their own; each import only where everything is to be shown; a warning always."""
+    view = ConsoleView(verbose=verbose)
+    for step, detail in (("imports", "does without numpy"), ("import", "`numpy` is …"), ("warning", "`a.b` fails")):
+        view.progress("parent", step, detail)
+    each = "  parent: `numpy` is …\n" if verbose else ""
+    assert capsys.readouterr().err == f"  parent: does without numpy\n{each}  parent: `a.b` fails\n"
