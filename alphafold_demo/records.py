@@ -6,9 +6,10 @@ keeps it as an opaque handle, and hands it on.
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
+if TYPE_CHECKING:
+    import numpy as np
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ class Prediction:
     statement: str
     device: str
     weights_sha256: str
-    plddt: np.ndarray
+    plddt: "np.ndarray"
     predicted: Path
     relaxed: Path | None
     relaxation: dict[str, float]

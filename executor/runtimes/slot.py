@@ -180,7 +180,7 @@ class Door:
             folder, prefix = _sockets(home)
             self.folder = Path(tempfile.mkdtemp(dir=folder, prefix=f"{prefix}{run}."))
             self.folder.chmod(0o711)
-        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._listener: socket.socket | None = None
         self._arriving: asyncio.Task[tuple[socket.socket, Any]] | None = None
 
     @property
@@ -190,6 +190,7 @@ class Door:
 
     def open(self) -> None:
         """Start to listen."""
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._listener.bind(str(self.socket))
         self._listener.listen(1)
         self._listener.setblocking(False)
@@ -223,7 +224,8 @@ class Door:
         """Stop listening and remove the socket; the line that was accepted stays."""
         if self._arriving and not self._arriving.cancel() and not self._arriving.cancelled():
             self._arriving.exception()  # somebody may have come whom nobody waited for
-        self._listener.close()
+        if self._listener:
+            self._listener.close()
         shutil.rmtree(self.folder, ignore_errors=True)
 
 

@@ -162,6 +162,7 @@ def _describe_environment(environment: authoring.TaskEnvironment, root: str) -> 
     if not isinstance(reuse, authoring.Reuse) or not authoring.is_texts(reuse.preload):
         raise ProjectError(f"{at}: `reusable` must be `Reuse(preload=[…])`", why=f"it is {reuse!r}")
     return {
+        "mounts": _describe_mounts(environment, root, at),
         "name": environment.name,
         "image": environment.image if spec is None else None,
         "spec": spec,
@@ -174,6 +175,16 @@ def _describe_environment(environment: authoring.TaskEnvironment, root: str) -> 
         "file": short_name(file, root),
         "line": line,
     }
+
+
+def _describe_mounts(environment: authoring.TaskEnvironment, root: str, at: str) -> list[dict[str, Any]]:
+    mounts: Any = environment.mounts
+    if not isinstance(mounts, (list, tuple)) or not all(isinstance(each, authoring.Mount) for each in mounts):
+        raise ProjectError(f"{at}: `mounts` must be a list of `Mount(…)`", why=f"it is {mounts!r}")
+    try:
+        return [each.to_json(root) for each in mounts]
+    except ProjectError as exc:
+        raise ProjectError(f"{at}: {exc.what}", why=exc.why) from None
 
 
 def _describe_task(task: authoring.Task[Any, Any], root: str) -> dict[str, Any]:

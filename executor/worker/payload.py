@@ -117,11 +117,11 @@ def dump(value: Any, folders: Folders, *, keep: bool) -> Parcel:
 
     keep: whether the task goes on after this, so that its files must be copied and not linked
     """
-    stream = io.BytesIO()
+    stream = _Writer()
     pickler = _Pickler(stream, folders, keep=keep)
     try:
         pickler.dump(value)
-        parts = [stream.getbuffer(), *pickler.own]
+        parts = [stream.chunks, *([buffer] for buffer in pickler.own)]
     finally:  # it is part of a cycle, and CPython does not always survive collecting one with views of buffers in it
         pickler.clear_memo()
         pickler.own = []
@@ -129,11 +129,11 @@ def dump(value: Any, folders: Folders, *, keep: bool) -> Parcel:
         "codec": "pickle",
         "python": list(sys.version_info[:2]),
         "code": pickler.code,
-        "parts": [part.nbytes for part in parts],
+        "parts": [_size(part) for part in parts],
         "buffers": pickler.buffers,
     }
     chunks = list(_layout(head, parts))
-    size = sum(memoryview(chunk).nbytes for chunk in chunks)
+    size = _size(chunks)
     place: dict[str, Any] = {"size": size, "at": None, "files": pickler.files, "type": opaque.type_name(value)}
     place.update(environment=folders.environment, texts=texts(value))
     if size <= INLINE_BYTES:
@@ -151,7 +151,7 @@ def dump(value: Any, folders: Folders, *, keep: bool) -> Parcel:
 def dump_json(value: Any) -> bytes:
     """The payload of a JSON document; this is how the host makes the inputs of a root call."""
     text = json.dumps(value).encode()
-    return b"".join(_layout({"codec": "json", "parts": [len(text)]}, [memoryview(text)]))
+    return b"".join(_layout({"codec": "json", "parts": [len(text)]}, [[text]]))
 
 
 def load(place: dict[str, Any], body: bytes, folders: Folders, fds: Sequence[int] = ()) -> Any:
@@ -170,6 +170,17 @@ def load(place: dict[str, Any], body: bytes, folders: Folders, fds: Sequence[int
 # -- writing -----------------------------------------------------------------------------------------------------------
 
 
+class _Writer:
+    """The file that a pickler writes to; large `bytes` are kept as they are, and not copied."""
+
+    def __init__(self) -> None:
+        self.chunks: list[Any] = []
+
+    def write(self, chunk: Any) -> None:
+        """Take a chunk."""
+        self.chunks.append(chunk)
+
+
 class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
     """cloudpickle that keeps large buffers beside the pickle, attaches files, and passes on what it cannot open.
 
@@ -177,7 +188,7 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
     code:    the name of a function that travels as code, or empty
     """
 
-    def __init__(self, file: io.BytesIO, folders: Folders, *, keep: bool) -> None:
+    def __init__(self, file: _Writer, folders: Folders, *, keep: bool) -> None:
         self.own: list[memoryview] = []
         self.buffers: list[list[int]] = []
         self.files: list[dict[str, Any]] = []
@@ -317,14 +328,18 @@ def _reduce_view(view: memoryview) -> tuple[Any, ...]:
     return (_buffer, (pickle.PickleBuffer(view),))
 
 
-def _layout(head: dict[str, Any], parts: Sequence[memoryview]) -> Iterator[bytes | memoryview]:
+def _layout(head: dict[str, Any], parts: Sequence[Sequence[Any]]) -> Iterator[Any]:
     """The chunks of a payload, in order, each part padded to the alignment that arrays like."""
     text = json.dumps(head, separators=(",", ":")).encode()
     start = _MAGIC + _LENGTH.pack(len(text)) + text
     yield start + bytes(-len(start) % _ALIGNMENT)
     for part in parts:
-        yield part
-        yield bytes(-part.nbytes % _ALIGNMENT)
+        yield from part
+        yield bytes(-_size(part) % _ALIGNMENT)
+
+
+def _size(chunks: Sequence[Any]) -> int:
+    return sum(memoryview(chunk).nbytes for chunk in chunks)
 
 
 def _write_all(file: io.RawIOBase | io.FileIO, chunk: bytes | memoryview) -> None:

@@ -74,6 +74,14 @@ class _Text(reprlib.Repr):
         self.maxdict = self.maxlist = self.maxtuple = self.maxset = self.maxfrozenset = self.maxdeque = 10
         self.maxstring = self.maxlong = self.maxother = _MOST_TEXT
 
+    def repr_bytes(self, x: bytes, level: int) -> str:
+        """The beginning; all of it would be several times as large as the value."""
+        return repr(x) if len(x) <= self.maxother else f"{x[: self.maxother]!r}… ({len(x)} bytes)"
+
+    def repr_bytearray(self, x: bytearray, level: int) -> str:
+        """As of `bytes`."""
+        return f"bytearray({self.repr_bytes(bytes(x[: self.maxother + 1]), level)})"
+
     def repr_instance(self, x: Any, level: int) -> str:
         """A dataclass as it shows itself, but to the same depth as everything else."""
         if not (dataclasses.is_dataclass(x) and hasattr(type(x).__repr__, "__wrapped__")):  # its own, not the user's

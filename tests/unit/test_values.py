@@ -247,6 +247,8 @@ def test_a_preview_is_json_where_the_value_has_a_json_form(tmp_path: Path) -> No
         "json": {"n": [1, 2.5], "f": {"$file": 0}, "x": "nan"}
     }
     assert preview({1, 2}, {}) == {"text": "{1, 2}"}
+    assert len(preview(bytes(10**8), {})["text"]) < 400
+    assert preview(bytearray(10**6), {})["text"].startswith("bytearray(b'")
     circle: list[Any] = []
     circle.append(circle)
     assert preview(circle, {})["text"].startswith("[[")

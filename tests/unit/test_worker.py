@@ -28,7 +28,15 @@ from executor.worker.tracebacks import render_traceback, shorten
 ENV = TaskEnvironment("worker-tests")
 HEADER = {"task": "leaf.work", "call": "1.1"}
 CONFIG = {"environment": "leaf", "project": "/project"}
-STORY = {"code": "E", "message": "m", "hint": "", "task": "leaf.work", "call": "1.1", "traceback": "the real one"}
+STORY = {
+    "code": "E",
+    "message": "m",
+    "why": "",
+    "hint": "",
+    "task": "leaf.work",
+    "call": "1.1",
+    "traceback": "the real one",
+}
 
 
 @ENV.task
