@@ -150,8 +150,8 @@ def envs_command(as_json: bool, runtime: str) -> None:
                     "python": state.python or None,
                     "packages": state.packages,
                     "built": state.built,
-                    "bytes": shared.get(state.key, (None, None))[0],
-                    "shared_bytes": shared.get(state.key, (None, None))[1],
+                    "bytes": shared.get((state.spec.name, state.key), (None, None))[0],
+                    "shared_bytes": shared.get((state.spec.name, state.key), (None, None))[1],
                     "used": used.get(state.key),
                 }
                 for state in states
@@ -163,7 +163,7 @@ def envs_command(as_json: bool, runtime: str) -> None:
         committed = state.lock and state.spec.path and state.lock.parent == state.spec.path.parent
         lock = state.problem or ("committed" if committed else "here" if state.lock else "no")
         built = "yes" if state.built else "no"
-        size, common = shared.get(state.key, (0, 0))
+        size, common = shared.get((state.spec.name, state.key), (0, 0))
         parts = [f"{size / 2**20:.0f} MiB", f"{100 * common / size:.0f} %"] if size else ["", ""]
         when = used.get(state.key)
         last = datetime.datetime.fromtimestamp(when).strftime("%Y-%m-%d %H:%M") if when else ""
@@ -194,7 +194,7 @@ def find_specs(wanted: Sequence[str]) -> list[Spec]:
             why=f"`{root / 'envs'}` holds {', '.join(f'`{name}`' for name in there) or 'none'}",
             hint=f"did you mean `{near[0]}`?" if near else "an environment is a file `envs/<name>/environment.yml`",
         )
-    return [read_spec(there[name], name) for name in wanted or there]
+    return [read_spec(there[name], name, root) for name in wanted or there]
 
 
 def _print_changes(before: Lock | None, after: Lock) -> None:

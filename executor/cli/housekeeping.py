@@ -5,15 +5,15 @@ from __future__ import annotations
 import contextlib
 import datetime
 import re
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import click
 
 from executor import dockerd, machine
 from executor.cli import print_json, print_table
-from executor.environments.housekeeping import Item, Policy, carry_out, look, plan
+from executor.environments.housekeeping import Outcome, Policy, clean
+from executor.environments.inventory import Item
 from executor.errors import MachineError, UsageError
 
 _WIDEST = 40
@@ -39,33 +39,31 @@ def gc_command(older_than: str, max_size: str | None, everything: bool, dry_run:
     """
     policy = Policy(
         older_than_s=_parse(older_than, _SECONDS, "--older-than", "30d"),
-        most_bytes=None if max_size is None else int(_parse(max_size, _BYTES, "--max-size", "20G")),
+        most_bytes=None if max_size is None else _parse(max_size, _BYTES, "--max-size", "20G"),
         everything=everything,
     )
-    home = machine.home()
-    kept: list[tuple[Item, str]] = []
     with _engine() as client:
         if client is None:
             click.echo("no Docker engine answers: images are not looked at", err=True)
-        planned = plan(look(home, client), policy, time.time())
-        gone = planned if dry_run else carry_out(planned, home, client, lambda *each: kept.append(each))
+        outcome = clean(machine.home(), client, policy, dry_run=dry_run)
     if as_json:
-        print_json({"dry_run": dry_run, "removed": [*map(_document, gone)], "kept": [*map(_document, kept)]})
+        removed, kept = ([*map(_document, each)] for each in (outcome.gone, outcome.kept))
+        print_json({"dry_run": dry_run, "removed": removed, "kept": kept, "bytes": outcome.freed})
         return
-    _print(gone, kept, dry_run)
+    _print(outcome, dry_run)
 
 
-def _print(gone: Sequence[tuple[Item, str]], kept: Sequence[tuple[Item, str]], dry_run: bool) -> None:
+def _print(outcome: Outcome, dry_run: bool) -> None:
     rows = [
         [item.kind, item.name[:_WIDEST], _size(item.size), _date(item.used), reason]
-        for item, reason in sorted(gone, key=lambda each: (each[0].kind, -each[0].size))
+        for item, reason in sorted(outcome.gone, key=lambda each: (each[0].kind, -each[0].size))
     ]
     if rows:
         print_table(rows, "kind", "name", "size", "last used", "why")
-    for item, reason in kept:
+    for item, reason in outcome.kept:
         click.echo(f"kept: {item.kind} {item.name}: {reason}", err=True)
-    total = _size(sum(item.size for item, _ in gone))
-    click.echo(f"{total} {'would be' if dry_run else 'were'} freed" if gone else "there is nothing to remove")
+    total = f"{_size(outcome.freed)} {'would be' if dry_run else 'were'} freed"
+    click.echo(total if outcome.gone else "there is nothing to remove")
 
 
 def _document(each: tuple[Item, str]) -> dict[str, Any]:

@@ -181,7 +181,8 @@ class Builder:
             return Check(lock=found, differences=[], solved=None)
         solved = None
         if not machine.offline():
-            with contextlib.suppress(LockError), scratch_folder(self._home / "tmp") as scratch:
+            making = usage.hold(self._home, usage.MAKING)
+            with making, contextlib.suppress(LockError), scratch_folder(self._home / "tmp") as scratch:
                 request = Request(path=scratch / "conda-lock.yml", keep=found)
                 solved = lock(spec, home=self._home, glibc=glibc, say=self._say(spec.name), request=request)
         return Check(lock=found, differences=differences(found, spec) or ["the specification changed"], solved=solved)

@@ -1,303 +1,228 @@
 """Removes what no environment needs any more: images, prefixes, archives, layers, caches, locks of our own.
 
 `plan` decides, from an inventory, and touches nothing; `carry_out` removes. What a live run or build uses is held by it
-(see `usage`) and stays, whatever was planned. A folder is first moved out of the way, so that nothing half removed can be
-taken for whole.
+(see `usage`) and stays, and with it all that it consists of, also where it was taken after the plan was made. A folder is
+first moved out of the way, so that nothing half removed can be taken for whole.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from executor import dockerd
-from executor.data.leases import NAME, lease_is_held, scratch_folder
+from executor.data.leases import scratch_folder
 from executor.environments import usage
-from executor.environments.usage import Use
+from executor.environments.inventory import ELSEWHERE, Inventory, Item, files_below, inside, is_image, look
 from executor.errors import MachineError
 
-_LABEL = f"{dockerd.LABEL}.key"
+_UNNEEDED = {
+    "archive": "no environment holds it",
+    "layer": "no environment holds it",
+    "scratch": "left by something that was killed, or damaged",
+}
 
-
-@dataclass(frozen=True, kw_only=True)
-class Item:
-    """Something that may be removed.
-
-    kind: environment, archive, layer, cache, lock, channel, base, scratch
-    at:   its path, or for an image its id; an environment has all of its own
-    """
-
-    kind: str
-    name: str
-    at: tuple[str, ...]
-    size: int
-    used: float | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Environment(Item):
-    """A made environment, with what it consists of where that is known."""
-
-    use: Use | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Inventory:
-    """All that is there. shared: archives and layers by what environments call them; locks by path."""
-
-    environments: Sequence[Environment]
-    archives: Mapping[str, Item] = field(default_factory=dict)
-    layers: Mapping[str, Item] = field(default_factory=dict)
-    locks: Mapping[str, Item] = field(default_factory=dict)
-    channels: Mapping[str, Item] = field(default_factory=dict)
-    caches: Sequence[Item] = ()
-    bases: Sequence[Item] = ()
-    scratch: Sequence[Item] = ()
-
-    @property
-    def size(self) -> int:
-        """Bytes of everything."""
-        shared = (self.archives, self.layers, self.locks, self.channels)
-        single = (self.environments, self.caches, self.bases, self.scratch)
-        return sum(each.size for group in (*(one.values() for one in shared), *single) for each in group)
+#: What environments consist of, or stand on; and what goes where there is too much.
+_PARTS = frozenset({"archive", "layer", "lock", "base"})
+_BUDGETED = frozenset({"cache", "environment", "channel", "base"})
 
 
 @dataclass(frozen=True, kw_only=True)
 class Policy:
-    """What goes: what was not used for `older_than_s`, then the longest unused until `most_bytes` are left."""
+    """What goes: what was not used for `older_than_s`; then caches and the longest unused until `most_bytes` are left."""
 
     older_than_s: float
-    most_bytes: int | None = None
+    most_bytes: float | None = None
     everything: bool = False
 
 
-def plan(inventory: Inventory, policy: Policy, now: float) -> list[tuple[Item, str]]:
-    """What to remove, and why; nothing that an environment which stays consists of."""
-    going: dict[str, tuple[Item, str]] = {}
-    staying = sorted(inventory.environments, key=lambda each: each.used or 0)
-    for each in list(staying):
-        reason = _reason(each, policy, now)
-        if reason:
-            going[each.name] = (each, reason)
-            staying.remove(each)
-    planned = [*going.values(), *_unneeded(inventory, staying, policy, now)]
-    if policy.most_bytes is not None:
-        while staying and inventory.size - sum(item.size for item, _ in planned) > policy.most_bytes:
-            each = staying.pop(0)
-            going[each.name] = (each, "too much in all, and unused the longest")
-            planned = [*going.values(), *_unneeded(inventory, staying, policy, now)]
-    return planned
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What goes and why, what stays although it was to go, and the bytes that this frees."""
+
+    gone: Sequence[tuple[Item, str]]
+    kept: Sequence[tuple[Item, str]]
+    freed: int = 0
+
+
+def clean(home: Path, client: Any, policy: Policy, *, dry_run: bool) -> Outcome:
+    """Remove what a policy says from a home, and from an engine; without a `client` images stay."""
+    with usage.take(home, usage.MAKING) as alone:
+        there = look(home, client, alone=alone)
+        outcome = plan(there, policy, time.time())
+        if not dry_run:
+            outcome = carry_out(outcome, home, client)
+            _forget(home, client, there, policy)
+        return replace(outcome, freed=there.without(()) - there.without(item for item, _ in outcome.gone))
+
+
+# -- what goes ---------------------------------------------------------------------------------------------------------
+
+
+class _Needed:
+    """What those that stay consist of, or stand on."""
+
+    def __init__(self) -> None:
+        self._ids: set[str] = set()
+        self._any = False
+
+    def add(self, item: Item) -> None:
+        """It stays."""
+        self._ids |= item.needs or set()
+        self._any = self._any or item.needs is None
+
+    def has(self, item: Item) -> bool:
+        """Whether one of them needs this."""
+        return item.at[0] in self._ids or (self._any and item.kind in _PARTS)
+
+
+def plan(inventory: Inventory, policy: Policy, now: float) -> Outcome:
+    """What to remove; nothing that something which stays needs."""
+    over: set[str] = set()
+    outcome = _decide(inventory, policy, now, over)
+    if policy.most_bytes is None:
+        return outcome
+    going = {item.at[0] for item, _ in outcome.gone}
+    candidates = sorted(
+        (each for each in inventory.items if each.kind in _BUDGETED and each.at[0] not in going and not each.stays),
+        key=lambda each: (each.kind != "cache", each.kind != "environment", each.used or 0),
+    )
+    for each in candidates:
+        if inventory.without(item for item, _ in outcome.gone) <= policy.most_bytes:
+            break
+        over.add(each.at[0])
+        outcome = _decide(inventory, policy, now, over)
+    return outcome
+
+
+def _decide(inventory: Inventory, policy: Policy, now: float, over: set[str]) -> Outcome:
+    needed, gone, kept = _Needed(), [], []
+    for item in inventory.items:
+        reason = "too much in all, and unused the longest" if item.at[0] in over else _reason(item, policy, now)
+        if reason and not needed.has(item) and not item.stays:
+            gone.append((item, reason))
+            continue
+        if reason and not needed.has(item):
+            kept.append((item, item.stays))
+        needed.add(item)
+    return Outcome(gone=gone, kept=kept)
 
 
 def _reason(item: Item, policy: Policy, now: float) -> str:
+    if item.kind in _UNNEEDED:
+        return _UNNEEDED[item.kind]
     if policy.everything:
         return "all is to go"
-    if item.used is not None and now - item.used > policy.older_than_s:
-        return f"not used for {(now - item.used) / 86400:.0f} days"
-    return ""
-
-
-def _unneeded(
-    inventory: Inventory, staying: Iterable[Environment], policy: Policy, now: float
-) -> Iterator[tuple[Item, str]]:
-    """What no environment that stays consists of."""
-    uses = [each.use for each in staying if each.use]
-    archives = {sha256 for use in uses for sha256 in use.archives}
-    parts = {part for use in uses for part in use.parts}
-    for kind, needed in ((inventory.archives, archives), (inventory.layers, parts)):
-        yield from ((item, "no environment holds it") for name, item in kind.items() if name not in needed)
-    locks = {use.lock for use in uses}
-    for path, item in inventory.locks.items():
-        if path not in locks and (reason := _reason(item, policy, now)):
-            yield item, reason
-    for item in (*inventory.channels.values(), *inventory.caches, *inventory.bases):
-        if reason := _reason(item, policy, now):
-            yield item, reason
-    yield from ((item, "left by something that was killed, or damaged") for item in inventory.scratch)
-
-
-# -- what is there -----------------------------------------------------------------------------------------------------
-
-
-def look(home: Path, client: Any) -> Inventory:
-    """What is there in a home, and of it in an engine; without a `client` images are not looked at."""
-    uses = usage.noted(home)
-    images = _images(client, uses) if client else {}
-    prefixes = {path.name: path for path in (home / "prefixes").glob("*") if path.is_dir()}
-    return Inventory(
-        environments=[_environment(home, key, uses.get(key), prefixes, images) for key in {*prefixes, *images}],
-        archives={path.name: _folder("archive", path) for path in (home / "packages/archives").glob("*")},
-        layers={path.name.removesuffix(".tar.zst"): _layer(path) for path in (home / "layers").glob("*.tar.zst")},
-        locks={
-            str(path): _item("lock", path.parent.name[:12], [path.parent])
-            for path in (home / "locks").glob("*/conda-lock.yml")
-        },
-        channels={path.name: _folder("channel", path) for path in (home / "channel").glob("*")},
-        caches=[
-            _folder("cache", path)
-            for name in ("conda", "uv", "repodata")
-            if (path := home / "packages" / name).exists()
-        ],
-        bases=_bases(client) if client else [],
-        scratch=[
-            *(
-                _folder("scratch", path)
-                for path in (home / "tmp").glob("scratch-*")
-                if (path / NAME).exists() and not lease_is_held(path / NAME)
-            ),
-            *(_folder("scratch", path) for path in (home / "packages").glob("quarantine")),
-        ],
-    )
-
-
-def _environment(
-    home: Path, key: str, use: Use | None, prefixes: Mapping[str, Path], images: Mapping[str, dict[str, Any]]
-) -> Environment:
-    at, size = [], 0
-    if key in prefixes:
-        listed = prefixes[key].with_name(f"{key}.files")
-        at += [str(prefixes[key]), str(listed)]
-        size += _size(prefixes[key])
-    if key in images:
-        at.append(images[key]["Id"])
-        size += int(images[key]["Size"])
-    name = use.name if use else images.get(key, {}).get("Labels", {}).get(f"{dockerd.LABEL}.environment", "?")
-    return Environment(
-        kind="environment", name=f"{name} {key[:12]}", at=tuple(at), size=size, used=usage.last_used(home, key), use=use
-    )
-
-
-def _images(client: Any, uses: Mapping[str, Use]) -> dict[str, dict[str, Any]]:
-    """Images of environments that were made here, by key; other people have theirs in the same engine."""
-    with dockerd.translated("the images cannot be listed"):
-        found = client.api.images(filters={"label": f"{dockerd.LABEL}=environment"})
-    return {each["Labels"][_LABEL]: each for each in found if each["Labels"].get(_LABEL) in uses}
-
-
-def _bases(client: Any) -> list[Item]:
-    """Base images that no other image stands on."""
-    with dockerd.translated("the images cannot be listed"):
-        made = client.api.images(filters={"label": f"{dockerd.LABEL}=base"})
-        others = client.api.images(filters={"label": f"{dockerd.LABEL}=environment"})
-        layers = {each["Id"]: client.api.inspect_image(each["Id"])["RootFS"]["Layers"] for each in (*made, *others)}
-    return [
-        Item(kind="base", name=(each["RepoTags"] or ["?"])[0], at=(each["Id"],), size=int(each["Size"]), used=None)
-        for each in made
-        if not any(
-            other["Id"] != each["Id"] and layers[other["Id"]][: len(layers[each["Id"]])] == layers[each["Id"]]
-            for other in (*made, *others)
-        )
-    ]
-
-
-def _folder(kind: str, path: Path) -> Item:
-    name = next((each.name for each in path.iterdir()), path.name) if kind == "archive" else path.name
-    return _item(kind, name, [path])
-
-
-def _layer(path: Path) -> Item:
-    facts = path.with_name(path.name.replace(".tar.zst", ".json"))
-    name = path.name[:12]
-    with contextlib.suppress(OSError, ValueError):
-        name = str(json.loads(facts.read_bytes())["name"])
-    return _item("layer", name, [path, facts])
-
-
-def _item(kind: str, name: str, paths: Sequence[Path]) -> Item:
-    used = max((path.stat().st_mtime for path in paths if path.exists()), default=0.0)
-    return Item(kind=kind, name=name, at=tuple(map(str, paths)), size=sum(map(_size, paths)), used=used)
-
-
-def _size(path: Path) -> int:
-    """Bytes on the disk that go when this goes: a file with other names has its share of them."""
-    if not path.is_dir():
-        return path.stat().st_size if path.exists() else 0
-    total = 0.0
-    for folder, _, names in os.walk(path):
-        for name in names:
-            with contextlib.suppress(OSError):
-                found = os.lstat(f"{folder}/{name}")
-                total += found.st_size / max(1, found.st_nlink)
-    return int(total)
+    if item.used is None or now - item.used <= policy.older_than_s:
+        return ""
+    hours = (now - item.used) / 3600
+    return f"not used for {hours / 24:.0f} days" if hours >= 48 else f"not used for {hours:.0f} h"
 
 
 # -- removing ----------------------------------------------------------------------------------------------------------
 
 
-def carry_out(
-    planned: Sequence[tuple[Item, str]], home: Path, client: Any, kept: Callable[[Item, str], None]
-) -> list[tuple[Item, str]]:
-    """Remove what was planned; answers with what is gone. kept: told of what stays all the same, and why."""
-    gone = []
-    with usage.take(home, usage.MAKING) as alone, scratch_folder(home / "tmp") as scratch:
-        for item, reason in planned:
-            if isinstance(item, Environment):
-                done = _remove_environment(item, home, client, scratch, kept)
-            elif not alone:
-                kept(item, "somebody makes an environment just now")
-                done = False
+def carry_out(planned: Outcome, home: Path, client: Any) -> Outcome:
+    """Remove what was planned, as far as that can be done; what somebody took since stays, and what it needs."""
+    needed, gone, kept = _Needed(), [], list(planned.kept)
+    with scratch_folder(home / "tmp") as scratch:
+        for item, reason in planned.gone:
+            if needed.has(item):
+                kept.append((item, "an environment that stays needs it"))
+                continue
+            problem = _remove_environment(item, home, client, scratch) if item.key else _remove(item, client, scratch)
+            if problem:
+                kept.append((item, problem))
+                needed.add(item)
             else:
-                done = _remove(item, client, scratch, kept)
-            if done:
                 gone.append((item, reason))
-    return gone
+    return Outcome(gone=gone, kept=kept)
 
 
-def _remove_environment(
-    item: Environment, home: Path, client: Any, scratch: Path, kept: Callable[[Item, str], None]
-) -> bool:
-    key = item.use.key if item.use else next(Path(at).name for at in item.at)
-    with usage.take(home, key) as alone:
+def _remove_environment(item: Item, home: Path, client: Any, scratch: Path) -> str:
+    with usage.take(home, item.key) as alone:
         if not alone:
-            kept(item, "a run uses it")
-            return False
-        if not _remove(item, client, scratch, kept):
-            return False
-        usage.forget(home, key)
-    return True
+            return "a run uses it"
+        if any(map(is_image, item.at)) and usage.is_shown(item.key):
+            return ELSEWHERE
+        problem = _remove(item, client, scratch)
+        if not problem:
+            usage.forget(home, item.key)
+        return problem
 
 
-def _remove(item: Item, client: Any, scratch: Path, kept: Callable[[Item, str], None]) -> bool:
+def _remove(item: Item, client: Any, scratch: Path) -> str:
+    """Remove something; answers with why that was not done, or an empty text."""
+    aside = scratch / f"{time.monotonic_ns()}"
     try:
         for at in item.at:
-            if at.startswith("sha256:"):
+            if is_image(at):
                 _remove_image(client, at)
             elif os.path.lexists(at):
-                Path(at).rename(scratch / f"{time.monotonic_ns()}")
-        for path in scratch.iterdir():
-            if path.name != NAME:
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+                aside.mkdir(exist_ok=True)
+                Path(at).rename(aside / Path(at).name)
     except (MachineError, OSError) as exc:
-        kept(item, str(getattr(exc, "why", "") or exc))
-        return False
-    return True
+        return str(getattr(exc, "why", "") or exc)
+    return _delete(aside)
+
+
+def _delete(path: Path) -> str:
+    """Delete what was moved out of the way, read-only folders in it, too; answers with why that cannot be done."""
+    for folder, names, _ in os.walk(path):
+        for each in (f"{folder}/{name}" for name in names):
+            with contextlib.suppress(OSError):
+                if not Path(each).is_symlink():
+                    Path(each).chmod(0o700)
+    try:
+        if path.exists():
+            shutil.rmtree(path)
+    except OSError as exc:
+        return f"it is out of the way, and cannot be deleted: {exc}"
+    return ""
 
 
 def _remove_image(client: Any, image: str) -> None:
-    """An image that a container uses stays, by the engine's own rule; one that is gone already is gone."""
+    """Remove an image, by its one name: the engine refuses that where a container uses it. One that went is gone."""
     try:
         with dockerd.translated("an image cannot be removed"):
-            for tag in client.api.inspect_image(image)["RepoTags"] or [image]:
-                client.api.remove_image(tag)
+            tags = client.api.inspect_image(image)["RepoTags"] or [image]
+            client.api.remove_image(tags[0])
     except MachineError as exc:
         if not isinstance(exc.__cause__, dockerd.ImageNotFound):
             raise
 
 
-def shares(home: Path) -> dict[str, tuple[int, int]]:
-    """Key of each environment → bytes of its archives, and of those that another one has, too."""
-    uses = usage.noted(home)
-    sizes = {path.name: _size(path) for path in (home / "packages/archives").glob("*")}
-    found = {}
-    for key, use in uses.items():
-        others = {sha256 for other in uses.values() if other.name != use.name for sha256 in other.archives}
-        all_bytes = sum(sizes.get(sha256, 0) for sha256 in use.archives)
-        found[key] = (all_bytes, sum(sizes.get(sha256, 0) for sha256 in use.archives if sha256 in others))
+def _forget(home: Path, client: Any, there: Inventory, policy: Policy) -> None:
+    """Forget environments that went another way; an image may be in an engine that is not asked just now."""
+    known = {item.key for item in there.items}
+    for key, use in usage.noted(home).items():
+        unused_s = time.time() - (usage.last_used(home, key) or 0)
+        if key in known or (use and use.parts and (not client or unused_s <= policy.older_than_s)):
+            continue
+        with usage.take(home, key) as alone:
+            if alone:
+                usage.forget(home, key)
+
+
+# -- what is shared ----------------------------------------------------------------------------------------------------
+
+
+def shares(home: Path) -> dict[tuple[str, str], tuple[int, int]]:
+    """Name and key of each environment → bytes of its archives, and of those that one with another name has, too."""
+    uses = [use for use in usage.noted(home).values() if use]
+    sizes = {
+        path.name: sum(facts.st_size for _, facts in files_below(path)) for path in inside(home / "packages/archives")
+    }
+    found: dict[tuple[str, str], tuple[int, int]] = {}
+    for use in uses:
+        own = {sha256: sizes.get(sha256, 0) for sha256 in use.archives}
+        for name in use.names:
+            others = {sha256 for other in uses if {*other.names} - {name} for sha256 in other.archives}
+            found[name, use.key] = (sum(own.values()), sum(size for each, size in own.items() if each in others))
     return found

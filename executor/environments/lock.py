@@ -226,8 +226,8 @@ def differences(lock: Lock, spec: Spec) -> list[str]:
 
 
 def _where(requirement: str, spec: Spec) -> str:
-    line = spec.lines.get(requirement)
-    return f" ({line})" if line else ""
+    places = dict.fromkeys(lines[requirement] for lines in spec.lines.values() if requirement in lines)
+    return f" ({', '.join(places)})" if places else ""
 
 
 def _no_lock_offline(spec: Spec) -> LockError:
@@ -244,7 +244,7 @@ def _solve(spec: Spec, wanted: Request, home: Path, glibc: str, say: Say) -> Non
         "environment": spec.name,
         "spec": spec.render(),
         "sources": dict(spec.sources),
-        "lines": dict(spec.lines),
+        "lines": {name: dict(lines) for name, lines in spec.lines.items()},
         "channels": list(spec.channels),
         "cuda": spec.cuda,
         "platform": PLATFORM,

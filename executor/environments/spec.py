@@ -1,6 +1,7 @@
 """What a user wrote about an environment: `environment.yml` as conda users know it, and one key of ours.
 
-    name: alphafold
+    name: alphafold        # what conda calls it, and `prefix:`, where: both mean nothing here
+    platforms: [linux-64]  # has to be among them
     channels: [conda-forge]
     dependencies:
       - python >=3.10,<3.13
@@ -61,7 +62,7 @@ class Spec:
     variables: environment variables of the image or prefix
     cuda:     False takes CPU builds where they can be had; None leaves it to the indexes
     apt:      packages of the base's distribution
-    lines:    requirement → where it stands, such as `envs/x/environment.yml:7`
+    lines:    the same: name → requirement → where it stands, such as `envs/x/environment.yml:7`
     """
 
     name: str
@@ -74,7 +75,7 @@ class Spec:
     cuda: bool | None = None
     variables: Mapping[str, str] = field(default_factory=dict)
     apt: tuple[str, ...] = ()
-    lines: Mapping[str, str] = field(default_factory=dict)
+    lines: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
     @property
     def digest(self) -> str:
@@ -129,7 +130,7 @@ def unite(name: str, specs: list[Spec]) -> Spec:
         cuda=next((each.cuda for each in reversed(specs) if each.cuda is not None), None),
         variables={key: value for each in specs for key, value in each.variables.items()},
         apt=_merged(each.apt for each in specs),
-        lines={text: line for each in specs for text, line in each.lines.items()},
+        lines={name: lines for each in specs for name, lines in each.lines.items()},
     )
 
 
@@ -138,15 +139,15 @@ def read_spec(path: Path, name: str, root: Path | None = None) -> Spec:
 
     root: the project, where it is known; places are told from there
     """
+    short = _shown(path, root)
     try:
         node = yaml.compose(path.read_text(encoding="utf-8-sig"), Loader=yaml.SafeLoader)
     except yaml.MarkedYAMLError as exc:
         mark = exc.problem_mark or exc.context_mark
-        where = f"{path}:{mark.line + 1}:{mark.column + 1}" if mark else str(path)
+        where = f"{short}:{mark.line + 1}:{mark.column + 1}" if mark else str(short)
         raise SpecError(f"`{path.name}` of environment `{name}` is not YAML", why=f"{where}: {exc.problem}") from exc
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as exc:
-        raise SpecError(f"the specification of environment `{name}` cannot be read", why=f"{path}: {exc}") from exc
-    short = _shown(path, root)
+        raise SpecError(f"the specification of environment `{name}` cannot be read", why=f"{short}: {exc}") from exc
     return _read(node, name, path, lambda found: f"{short}:{found.start_mark.line + 1 if found else 1}")
 
 
@@ -190,6 +191,7 @@ class _Reader:
         own = self._mapping(keys.get("run-local"), _OWN_KEYS, "`run-local:`")
         conda, pip = self._dependencies(keys.get("dependencies"))
         self._check_platform(own.get("platform"))
+        self._check_platforms(keys.get("platforms"))
         if node is not None and not any(_package_name(each) == "python" for each in conda):
             self._wrong(keys.get("dependencies") or node, "no `python` among the dependencies; tasks are Python")
         if pip and not any(_package_name(each) == "pip" for each in conda):
@@ -205,7 +207,7 @@ class _Reader:
             cuda=self._scalar(own.get("cuda"), bool, "cuda"),
             apt=self._apt(own.get("apt")),
             variables={**self._variables(keys.get("variables")), **self._variables(own.get("env"))},
-            lines=self._lines,
+            lines={name: self._lines},
         )
 
     def _wrong(self, node: yaml.Node | None, text: str) -> None:
@@ -274,6 +276,13 @@ class _Reader:
         platform = self._scalar(node, str, "platform")
         if platform and platform not in _PLATFORMS:
             self._wrong(node, f"`{platform}` cannot be built and run here; the one platform so far is `linux-64`")
+
+    def _check_platforms(self, node: yaml.Node | None) -> None:
+        """What other tools take for a list of the platforms to lock for."""
+        mistakes = len(self.mistakes)
+        found = self._texts(node, "platforms")
+        if node and len(self.mistakes) == mistakes and not set(found) & set(_PLATFORMS):
+            self._wrong(node, "`platforms:` is without `linux-64`, which is the one platform so far")
 
     def _texts(self, node: yaml.Node | None, what: str) -> list[str]:
         if node is None:

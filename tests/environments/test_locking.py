@@ -16,6 +16,7 @@ import pytest
 
 from executor.environments import Builder, Request, read_spec
 from executor.environments.lock import read_lock
+from executor.environments.spec import unite
 from executor.errors import BuildError, LockError
 from tests.environments.small import make_spec, make_wheel
 from tests.harness import WITHOUT_NETWORK, RunLocal
@@ -94,6 +95,33 @@ def test_an_unknown_version_of_python_is_refused_with_who_asked(builder: Builder
     with pytest.raises(LockError, match="environment `x` cannot be solved") as caught:
         builder.lock(read_spec(path, "x"))
     assert "`x` asks for `python ==2.6`" in caught.value.why
+
+
+def test_all_who_asked_for_what_cannot_be_are_named(
+    builder: Builder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each with its own line, also where two ask for the same; names are compared as PyPI does."""
+    for version in ("1", "2"):
+        make_wheel(tmp_path / "wheels", "envtest_both", version)
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "wheels"))
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    asking = {"low": "envtest_both ==1", "middle": "envtest_both ==1", "high": "Envtest.Both >=2"}
+    both = unite("high", [make_spec(tmp_path, name, line) for name, line in asking.items()])
+    with pytest.raises(LockError, match="environment `high` cannot be solved") as caught:
+        builder.lock(both)
+    assert caught.value.why.splitlines()[-3:] == [
+        f"`{name}` asks for `{asking[name]}` (envs/{name}/environment.yml:1)" for name in asking
+    ]
+
+
+def test_commands_tell_places_from_the_root(run_local: RunLocal, tmp_path: Path) -> None:
+    """Whatever the folder of the project is called."""
+    root = tmp_path / "envs"
+    (root / "envs").mkdir(parents=True)
+    (root / "envs/x.yml").write_text("dependencies:\n  - python\n  - numpy = = 2\n")
+    for command in (["lock", "--check"], ["build"], ["envs"]):
+        done = run_local(*command, "--runtime", "process", cwd=root)
+        assert "why: envs/x.yml:3: `numpy = = 2` compares twice" in done.stderr
 
 
 def test_a_package_without_wheels_is_refused(builder: Builder, tmp_path: Path) -> None:

@@ -55,6 +55,14 @@ def manifest(root: Path, name: str, image: str | None = None, extends: tuple[str
         ("dependencies: [python]\nrun-local:\n  cuda: !!python/name:os.system\n", "environment.yml:3: `cuda:` must be"),
         ("dependencies: [python]\ndependencies: [numpy]\n", "environment.yml:2: `dependencies` is there a second time"),
         ("dependencies: [python]\n? [a, b]\n: 1\n", "environment.yml:2: a key must be a text"),
+        ("dependencies: [python]\nplatforms: linux-64\n", "environment.yml:2: `platforms:` must be a list of texts"),
+        ("dependencies: [python]\nplatforms: [osx-64]\n", "environment.yml:2: `platforms:` is without `linux-64`"),
+        ("dependencies: [python]\nplatforms: []\n", "environment.yml:2: `platforms:` is without `linux-64`"),
+        (
+            "dependencies: [python]\nplatform: [linux-64]\n",
+            "2: unknown key `platform` in environment.yml; did you mean",
+        ),
+        ("dependencies: [python]\nfoo: 1\n", "environment.yml:2: unknown key `foo` in environment.yml; known are"),
     ],
 )
 def test_what_is_no_spec_is_refused_with_its_line(tmp_path: Path, text: str, mistake: str) -> None:
@@ -65,7 +73,23 @@ def test_what_is_no_spec_is_refused_with_its_line(tmp_path: Path, text: str, mis
 @pytest.mark.parametrize("text", [b"dependencies: [python]\n# \xff\n", b"a: \x00\n", b"a: \x1b[31m\n"])
 def test_what_is_no_text_is_refused_by_file(tmp_path: Path, text: bytes) -> None:
     """Bytes that are not UTF-8, and characters that YAML forbids."""
-    assert str(tmp_path / "environment.yml") in mistakes_of(tmp_path, text)
+    assert mistakes_of(tmp_path, text).startswith("environment.yml: ")
+
+
+def test_what_is_no_yaml_is_refused_from_the_root(tmp_path: Path) -> None:
+    """As every other mistake is."""
+    for text, where in (("dependencies: [", "specs/x.yml:1:16: "), (b"# \xff\n", "specs/x.yml: ")):
+        with pytest.raises(SpecError) as caught:
+            read_spec(write(tmp_path / "specs", text, "x.yml"), "x", tmp_path)
+        assert caught.value.why.startswith(where)
+
+
+def test_what_conda_exports_is_read(tmp_path: Path) -> None:
+    """A name and a prefix mean nothing; platforms do, if this one is not among them."""
+    text = "name: other\nprefix: /opt/other\nplatforms: [osx-arm64, linux-64]\ndependencies: [python]\n"
+    plain = read_spec(write(tmp_path, "dependencies: [python]\n"), "x")
+    found = read_spec(write(tmp_path, text), "x")
+    assert (found.name, found.digest) == ("x", plain.digest)
 
 
 def test_the_file_of_another_operating_system_is_read(tmp_path: Path) -> None:
@@ -151,13 +175,13 @@ def test_places_are_told_from_the_root_of_the_project(tmp_path: Path) -> None:
     for place in ("envs/x/environment.yml", "envs/x.yml", "specs/yours.yml"):
         path = tmp_path / place
         write(path.parent, text, path.name)
-        assert find_spec(manifest(tmp_path, "x", place), "x").lines["numpy"] == f"{place}:3"
+        assert find_spec(manifest(tmp_path, "x", place), "x").lines["x"]["numpy"] == f"{place}:3"
         short = place if place.startswith("envs") else "yours.yml"
-        assert read_spec(path, "x").lines["numpy"] == f"{short}:3"
+        assert read_spec(path, "x").lines["x"]["numpy"] == f"{short}:3"
 
 
 def test_an_extending_environment_keeps_the_places_and_the_packages_of_all(tmp_path: Path) -> None:
-    """Debian packages of both, each once, and the line of each requirement."""
+    """Debian packages of both, each once, and the line of each requirement in either, also of one that both have."""
     specs = [
         read_spec(
             write(tmp_path / f"envs/{name}", f"dependencies:\n - python\n - {name}\nrun-local: {{apt: [{apt}]}}\n"),
@@ -167,7 +191,10 @@ def test_an_extending_environment_keeps_the_places_and_the_packages_of_all(tmp_p
     ]
     both = unite("high", specs)
     assert both.apt == ("curl", "hello", "less")
-    assert (both.lines["low"], both.lines["high"]) == ("envs/low/environment.yml:3", "envs/high/environment.yml:3")
+    assert both.lines == {
+        name: {"python": f"envs/{name}/environment.yml:2", name: f"envs/{name}/environment.yml:3"}
+        for name in ("low", "high")
+    }
 
 
 def test_all_mistakes_of_requirements_are_told_at_once(tmp_path: Path) -> None:
@@ -221,8 +248,8 @@ def test_a_specification_in_python_means_what_the_file_means(tmp_path: Path) -> 
         {"A": "b"},
     )
     assert (inline.cuda, inline.path) == (False, None)
-    assert inline.lines["idna==3.7"] == "flow.py:3"
-    assert file.lines["idna==3.7"] == "environment.yml:3"
+    assert inline.lines["x"]["idna==3.7"] == "flow.py:3"
+    assert file.lines["x"]["idna==3.7"] == "environment.yml:3"
 
 
 @pytest.mark.parametrize(
