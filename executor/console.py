@@ -75,7 +75,11 @@ class ConsoleView:
 
     def say(self, text: str, style: str = "") -> None:
         """Print a line above whatever is live."""
-        self._console.print(Text(text, style=style))
+        if self._console.is_terminal:
+            self._console.print(Text(text, style=style))
+        elif not self._console.quiet:  # at a hundredth of the price, where there are a thousand calls
+            self._console.file.write(text + "\n")
+            self._console.file.flush()
 
     def progress(self, environment: str, step: str, detail: str, done: float | None = None) -> None:
         """A step of making an environment; see `executor.environments.Progress`."""

@@ -13,8 +13,8 @@ import hashlib
 import json
 import re
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -44,13 +44,19 @@ class Record:
                 with (self.folder / "logs" / log_name(fact.call)).open("ab") as log:
                     log.write(fact.data)
                 return
-            line = {"fact": type(fact).__name__, "at": round(self._clock(), 3), **asdict(fact)}
-            self._journal.write(json.dumps(line, separators=(",", ":")) + "\n")
+            line = {"fact": type(fact).__name__, "at": round(self._clock(), 3)}
+            line.update((each.name, getattr(fact, each.name)) for each in fields(fact))
+            self._journal.write(json.dumps(line, separators=(",", ":"), default=_plain) + "\n")
             self._journal.flush()
 
     def close(self) -> None:
         """Close the journal."""
         self._journal.close()
+
+
+def _plain(part: Any) -> Any:
+    """A part of a fact that JSON does not know."""
+    return dict(part) if isinstance(part, Mapping) else asdict(part)
 
 
 @dataclass(kw_only=True)
