@@ -18,15 +18,19 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from executor.api import Run, run, with_options
-    from executor.authoring import CondaSpec, Reuse, Task, TaskEnvironment, map, reference_task
+    from executor.authoring import CondaSpec, Mount, Reuse, Task, TaskEnvironment, map, reference_task
     from executor.errors import MissingModule, RunLocalError, TaskError, UsageError
+    from executor.files import Dir, File
     from executor.resources import Resources
     from executor.version import VERSION as __version__
     from executor.worker.opaque import OpaqueInfo, opaque_info
 
 _HOMES = {
     "CondaSpec": "executor.authoring",
+    "Dir": "executor.files",
+    "File": "executor.files",
     "MissingModule": "executor.errors",
+    "Mount": "executor.authoring",
     "OpaqueInfo": "executor.worker.opaque",
     "Resources": "executor.resources",
     "Reuse": "executor.authoring",
@@ -45,7 +49,10 @@ _HOMES = {
 
 __all__ = [
     "CondaSpec",
+    "Dir",
+    "File",
     "MissingModule",
+    "Mount",
     "OpaqueInfo",
     "Resources",
     "Reuse",

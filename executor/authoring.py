@@ -10,6 +10,7 @@ This module travels into containers: stdlib only, Python 3.9, and nothing here k
 import asyncio
 import functools
 import inspect
+import os
 import re
 import sys
 from collections import deque
@@ -109,6 +110,18 @@ class Reuse:
     fork: bool = True
 
 
+@dataclass(frozen=True)
+class Mount:
+    """Data of this machine that tasks read where it lies, however much it is; never copied, hashed or written to.
+
+    source: an existing file or folder: its absolute path, one from the project's root, or one with `~`
+    target: the absolute path that tasks find it at; None is where it lies
+    """
+
+    source: Union[str, "os.PathLike[str]"]
+    target: Union[str, "os.PathLike[str]", None] = None
+
+
 class TaskEnvironment:
     """A named environment and the tasks that run in it.
 
@@ -119,6 +132,7 @@ class TaskEnvironment:
     resources:  what one attempt may use
     env_vars:   environment variables of every attempt
     reusable:   how attempts follow each other in a container
+    mounts:     data of this machine that its tasks read where it lies
     """
 
     def __init__(
@@ -130,6 +144,7 @@ class TaskEnvironment:
         resources: Optional[Resources] = None,
         env_vars: Optional[Mapping[str, str]] = None,
         reusable: Optional[Reuse] = None,
+        mounts: Sequence[Mount] = (),
         description: str = "",
     ) -> None:
         if not _NAME.fullmatch(str(name)):
@@ -149,6 +164,7 @@ class TaskEnvironment:
         self.resources = resources or Resources()
         self.env_vars = dict(env_vars or {})
         self.reusable = reusable or Reuse()
+        self.mounts = mounts
         self.description = description
         self.tasks: dict[str, Task[Any, Any]] = {}
         frame = sys._getframe(1)
@@ -252,7 +268,6 @@ class Task(Generic[P, R]):
         """Run the task and return its value; of an async task, an awaitable of it."""
         if not CALLER:
             return cast("R", self._call_here(args, kwargs))
-        self._check(args, kwargs)
         if self.is_async:
             return cast("R", self._await(args, kwargs))
         if _inside_event_loop():
@@ -267,7 +282,6 @@ class Task(Generic[P, R]):
     async def aio(self, *args: "P.args", **kwargs: "P.kwargs") -> Any:
         """Run the task without blocking the event loop; any task, written with `def` or `async def`."""
         if CALLER:
-            self._check(args, kwargs)
             return await self._await(args, kwargs)
         value = self._call_here(args, kwargs)
         return await value if inspect.isawaitable(value) else value
@@ -278,13 +292,6 @@ class Task(Generic[P, R]):
 
     def _call_here(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return self.function(*args, **kwargs)
-
-    def _check(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Refuse arguments that the function could not be called with, before anything is sent."""
-        try:
-            inspect.signature(self.function).bind(*args, **kwargs)
-        except TypeError as exc:
-            raise UsageError(f"task `{self.name}` cannot be called like this", why=str(exc)) from None
 
     def __reduce__(self) -> Union[str, tuple[Any, ...]]:
         """Pickle by name: the function lives in the project's source, which every container has."""
@@ -318,9 +325,6 @@ class ReferenceTask(Task[Any, Any]):
                 hint="import that module first, for example in the test that calls this",
             )
         return found.function(*args, **kwargs)
-
-    def _check(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Nothing to be done here: the worker knows the signature, and checks types with it."""
 
     def __reduce__(self) -> Union[str, tuple[Any, ...]]:
         return (_find_reference, (self.name, self.overrides))
@@ -417,9 +421,7 @@ class _Map:
 
         def submit_more() -> None:
             while waiting and (not concurrency or len(calls) < concurrency):
-                each = waiting.popleft()
-                task._check(each, named)
-                calls.append(CALLER[-1](task, each, named))
+                calls.append(CALLER[-1](task, waiting.popleft(), named))
 
         submit_more()
 

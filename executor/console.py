@@ -6,6 +6,7 @@ from the record.
 
 from __future__ import annotations
 
+import re
 import sys
 import threading
 import time
@@ -32,6 +33,12 @@ from executor.events import (
 )
 
 _LONGEST_LINE = 64 * 2**10
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+#: Control sequences, those that hold a text, other escapes; control characters but the tab; changes of direction.
+_UNSAFE = re.compile(
+    r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]|(?:\x1b[\]PX^_]|[\x90\x98\x9d-\x9f]).*?(?:\x07|\x1b\\|\x9c|$)|\x1b[ -/]*[0-~]"
+    r"|[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]"
+)
 _QUICK_S = 0.5
 _SAID_AT_ONCE = frozenset({"lock", "base", "imports", "import"})
 
@@ -118,9 +125,7 @@ class ConsoleView:
             case RunCancelled():
                 self.say(f"stopping ({fact.reason}); once more to stop at once", "yellow")
             case RunEnded():
-                self.say(
-                    f"{fact.status} after {fact.seconds:.1f} s", "bold" if fact.status == "succeeded" else "bold red"
-                )
+                self._run_ended(fact)
 
     def _environment(self, fact: EnvironmentReady) -> None:
         if fact.seconds > _QUICK_S or self._verbose:
@@ -142,6 +147,11 @@ class ConsoleView:
         note = "" if fact.outcome in ("ok", "raised") else f" ({fact.outcome})"
         self.say(f"  {mark} {fact.call} {self._tasks[fact.call]} {fact.seconds:.1f} s{note}", style)
 
+    def _run_ended(self, fact: RunEnded) -> None:
+        for call in dict.fromkeys(call for call, _ in list(self._partial)):
+            self._flush(call)
+        self.say(f"{fact.status} after {fact.seconds:.1f} s", "bold" if fact.status == "succeeded" else "bold red")
+
     def _log(self, fact: LogWritten) -> None:
         if not self._verbose:
             return
@@ -159,7 +169,12 @@ class ConsoleView:
                 self._log_line(call, rest)
 
     def _log_line(self, call: str, line: bytes) -> None:
-        self.say(f"  {self._tasks[call].partition('.')[2]} │ {line.decode(errors='replace').rstrip()}")
+        colours = self._console.is_terminal
+        text = f"  {self._tasks[call].partition('.')[2]} │ {printable(line, colours=colours)}"
+        if colours and "\x1b" in text:
+            self._console.print(Text.from_ansi(text))
+        else:
+            self.say(text)
 
     def _render(self) -> RenderableType:
         if not (self._steps or self._running or self._waiting):
@@ -174,6 +189,16 @@ class ConsoleView:
         for call in self._waiting:
             table.add_row("  ·", f"{call} {self._tasks[call]}", "waits")
         return table
+
+
+def printable(line: bytes, *, colours: bool) -> str:
+    """A line that a task wrote, as it may be shown: nothing in it does more to a terminal than give a colour.
+
+    What is no UTF-8 becomes `�`, control characters and sequences are left out, and of what was written over itself,
+    such as a progress bar, the last is shown. The record has the line as it was.
+    """
+    text = line.decode(errors="replace").rstrip().rpartition("\r")[2]
+    return _UNSAFE.sub(lambda found: found[0] if colours and _COLOUR.fullmatch(found[0]) else "", text)
 
 
 def render_failure(error: Mapping[str, Any]) -> str:

@@ -308,7 +308,9 @@ def _ask(path: Path, root: Path, patience_s: float, also: Sequence[Path] = ()) -
     for each in (path, *also):
         module, folders = _importable(each, root)
         if not module or "." in each.stem:
-            raise ProjectError(f"`{each.relative_to(root)}` cannot be imported", why="its name is not the name of a module")
+            raise ProjectError(
+                f"`{each.relative_to(root)}` cannot be imported", why="its name is not the name of a module"
+            )
         modules.append(module)
         roots += [folder for folder in folders if folder not in roots]
     file = str(path.relative_to(root))

@@ -47,6 +47,7 @@ from executor.runtimes.pool import SlotPool
 from executor.runtimes.slot import Slot
 from executor.scheduling.state import Machine, SchedulerFact, SchedulerState
 from executor.stories import Story, error_story, outcome_story, read_story
+from executor.worker.output import LOG_LIMIT_BYTES
 from executor.worker.protocol import Frame, ProtocolError, close_all
 
 Listener = Callable[[Fact], None]
@@ -63,6 +64,7 @@ class Plan:
     """All that a run needs to know before it starts.
 
     built: every environment that the root call can reach; project and library: folders mounted into every slot
+    log_limit: how many bytes of what one attempt prints are kept
     """
 
     run: str
@@ -75,6 +77,7 @@ class Plan:
     folder: Path
     lease: Path
     machine: Machine
+    log_limit: int = LOG_LIMIT_BYTES
 
     def launch(self, environment: str, asked: Shape, number: int) -> Launch:
         """What the run's n-th slot is made of, for an environment and what is asked for an attempt."""
@@ -101,6 +104,8 @@ class Plan:
             preload=entry.preload,
             fork=entry.fork,
             env_vars=entry.env_vars,
+            mounts=entry.mounts,
+            log_limit=self.log_limit,
         )
 
 

@@ -6,7 +6,7 @@ The scheduler takes facts and answers with commands; the record is the list of f
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from executor.manifest import Shape
@@ -17,12 +17,16 @@ Status = Literal["succeeded", "failed", "cancelled"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunStarted:
-    """A run began; `workflow` is the name of the root task."""
+    """A run began; `workflow` is the name of the root task.
+
+    mounts: environment → path in it → path on this machine
+    """
 
     run: str
     workflow: str
     runtime: str
     root: str
+    mounts: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,8 +16,11 @@ from typing import Any
 
 import pynvml
 
-from executor.errors import MachineError
+from executor.errors import MachineError, UsageError
+from executor.resources import parse_memory
+from executor.worker.output import LOG_LIMIT_BYTES
 
+LOG_LIMIT_VARIABLE = "RUN_LOCAL_LOG_LIMIT"
 OFFLINE_VARIABLE = "RUN_LOCAL_OFFLINE"
 
 _PR_SET_PDEATHSIG = 1
@@ -52,6 +55,15 @@ def home() -> Path:
 def offline() -> bool:
     """Whether nothing may be fetched: `--offline`, or `RUN_LOCAL_OFFLINE=1`."""
     return os.environ.get(OFFLINE_VARIABLE, "") not in ("", "0")
+
+
+def log_limit() -> int:
+    """How many bytes of what one attempt prints are kept: `RUN_LOCAL_LOG_LIMIT`, written like an amount of memory."""
+    told = os.environ.get(LOG_LIMIT_VARIABLE, "").strip()
+    try:
+        return parse_memory(told) if told else LOG_LIMIT_BYTES
+    except UsageError as exc:
+        raise UsageError(f"{LOG_LIMIT_VARIABLE} is `{told}`", why="it is no amount of bytes", hint=exc.hint) from None
 
 
 def user() -> tuple[int, int]:

@@ -34,11 +34,13 @@ class Shape:
 class Parameter:
     """One parameter of a task.
 
-    type: `{"kind": …}` with kind one of int, float, bool, str, date, datetime, path, list, tuple, dict, record, optional,
-          literal, any; `list` and `optional` have `item`, `tuple` has `items`, `dict` has `value`, `record` (a dataclass)
-          has `fields`, `literal` has `choices`; every type has `text`, as written
+    type: `{"kind": …}` with kind one of int, float, bool, str, date, datetime, path, file, dir, list, tuple, dict,
+          record, optional, union, literal, any; `list` and `optional` have `item`, `tuple` and `union` have `items`,
+          `dict` has `value`, `record` (a dataclass) has `fields`, `literal` has `choices`; every type has `text`, as
+          written; `model` marks a `dict` that is a model of pydantic
     default: the default as JSON where it is JSON, else None with `default_text` holding its repr
     problem: why it cannot be given by name, or empty
+    kind:    how it is passed: the name that `inspect` has for it, in lower case
     """
 
     name: str
@@ -47,6 +49,7 @@ class Parameter:
     default: Any = None
     default_text: str = ""
     problem: str = ""
+    kind: str = "positional_or_keyword"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,6 +106,14 @@ class Terms:
 
 
 @dataclass(frozen=True, kw_only=True)
+class MountEntry:
+    """Data of this machine that an environment's tasks find at `target`; both are paths, the source an absolute one."""
+
+    source: str
+    target: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class EnvironmentEntry:
     """One environment as it was declared; file is relative to the project's root.
 
@@ -122,6 +133,7 @@ class EnvironmentEntry:
     spec: Mapping[str, Any] | None = None
     preload: tuple[str, ...] = ()
     fork: bool = True
+    mounts: tuple[MountEntry, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -239,8 +251,9 @@ def parse_manifest(doc: Mapping[str, Any]) -> Manifest:
 
 def _parse_environment(doc: Mapping[str, Any]) -> EnvironmentEntry:
     listed: dict[str, Any] = {key: tuple(doc[key]) for key in ("depends_on", "extends", "preload") if key in doc}
-    rest = {key: value for key, value in doc.items() if key not in (*listed, "resources")}
-    return EnvironmentEntry(shape=Shape(**doc["resources"]), **listed, **rest)
+    mounts = tuple(MountEntry(**each) for each in doc.get("mounts", ()))
+    rest = {key: value for key, value in doc.items() if key not in (*listed, "resources", "mounts")}
+    return EnvironmentEntry(shape=Shape(**doc["resources"]), mounts=mounts, **listed, **rest)
 
 
 def _parse_task(doc: Mapping[str, Any]) -> TaskEntry:

@@ -30,6 +30,7 @@ from executor.errors import MachineError, RunLocalError
 from executor.events import EnvironmentReady, Fact, RunEnded, RunStarted, Status
 from executor.manifest import Manifest, TaskEntry
 from executor.missing import check_imports
+from executor.mounts import check_mounts
 from executor.runtimes import Runtime
 from executor.runtimes.docker import DockerRuntime
 from executor.runtimes.library import worker_library
@@ -138,6 +139,8 @@ def run_workflow(request: Request, listen: Listener, progress: Progress, stop: S
     request.manifest.check_calls(request.task.name)
     offered = Machine(cpus=machine.cores(), memory_bytes=machine.memory_bytes())
     _demand_room(request.manifest, names, offered)
+    check_mounts(request.manifest, names, request.runtime, request.home)
+    log_limit = machine.log_limit()
     specs = [find_spec(request.manifest, name) for name in names]
     home, run, stop = request.home, request.run, Stop() if stop is None else stop
     project = take_snapshot(Path(request.manifest.root), home)  # first: building may take minutes, and people edit
@@ -163,7 +166,7 @@ def run_workflow(request: Request, listen: Listener, progress: Progress, stop: S
         contextlib.ExitStack() as held,
     ):
         store = Store(home, record.folder / "incoming")
-        tell(RunStarted(run=run, workflow=request.task.name, runtime=request.runtime, root=request.manifest.root))
+        tell(_started(request, run, names))
         try:
             built = _build(request, specs, held, tell, _checked(progress, stop))
             stop.check()
@@ -178,6 +181,7 @@ def run_workflow(request: Request, listen: Listener, progress: Progress, stop: S
                 folder=record.folder,
                 lease=lease,
                 machine=offered,
+                log_limit=log_limit,
             )
         except RunLocalError as exc:
             tell_end("cancelled" if stop else "failed", None if stop else exc)
@@ -257,6 +261,17 @@ def _checked(progress: Progress, stop: Stop) -> Progress:
         progress(environment, step, detail, done)
 
     return tell
+
+
+def _started(request: Request, run: str, names: Sequence[str]) -> RunStarted:
+    mounts = {name: request.manifest.environments[name].mounts for name in names}
+    return RunStarted(
+        run=run,
+        workflow=request.task.name,
+        runtime=request.runtime,
+        root=request.manifest.root,
+        mounts={name: {each.target: each.source for each in made} for name, made in mounts.items() if made},
+    )
 
 
 def _demand_room(manifest: Manifest, names: Sequence[str], offered: Machine) -> None:

@@ -9,6 +9,7 @@ anything                  --anything TEXT          without a type: the text as i
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import json
 from collections.abc import Collection, Mapping
@@ -24,7 +25,15 @@ from executor.worker import shapes
 _ALWAYS_TAKEN = frozenset({"--help", "-h"})
 _AS_JSON = frozenset({"list", "tuple", "dict", "record"})
 _MAY_BE_NULL = frozenset({"int", "float", "date", "datetime"}) | _AS_JSON
-_METAVARS = {"path": "FILE", "int": "INT", "float": "NUMBER", "date": "DATE", "datetime": "TIME"}
+_METAVARS = {
+    "path": "PATH",
+    "file": "FILE",
+    "dir": "FOLDER",
+    "int": "INT",
+    "float": "NUMBER",
+    "date": "DATE",
+    "datetime": "TIME",
+}
 
 
 class WorkflowCommand(click.Command):
@@ -89,8 +98,8 @@ def read(
         raise UsageError(f"`{task.short_name}` needs {named}", hint=_usage(click.get_current_context(silent=True)))
     files: dict[str, Path] = {}
 
-    def take(given: Any, at: str) -> dict[str, str]:
-        files[at] = _readable_file(given, at)
+    def take(given: Any, at: str, kind: str) -> dict[str, str]:
+        files[at] = _readable(given, at, kind)
         return {"$file": at}
 
     inputs = {}
@@ -165,10 +174,22 @@ def _parse(type: Mapping[str, Any], given: Any, at: str) -> Any:
         return next((each for each in type["choices"] if given in (str(each), json.dumps(each))), given)
     if type["kind"] == "bool":
         return {"true": True, "false": False}.get(str(given).lower(), given)
+    if type["kind"] == "union":
+        return _parse_union(type, given, at)
     try:
         return {"int": int, "float": float}.get(type["kind"], str)(given)
     except ValueError:
         return given
+
+
+def _parse_union(type: Mapping[str, Any], given: Any, at: str) -> Any:
+    """As the first type that the text can mean; a text is the last that is tried."""
+    for item in sorted(type["items"], key=lambda item: item["kind"] in ("str", "path", "file", "dir", "any")):
+        with contextlib.suppress(UsageError):
+            value = _parse(item, given, at)
+            shapes.check(item, value, at, lambda each, *_: each)
+            return value
+    return given
 
 
 def _parse_json(type: Mapping[str, Any], text: str, at: str) -> Any:
@@ -179,21 +200,24 @@ def _parse_json(type: Mapping[str, Any], text: str, at: str) -> Any:
         raise UsageError(f"{at}: `{text[:60]}` is not JSON", why=str(exc), hint=f"write it like {example}") from None
 
 
-def _readable_file(given: Any, at: str) -> Path:
+def _readable(given: Any, at: str, kind: str) -> Path:
+    """The file or folder that is meant; kind: `file`, `dir`, or `path` for either."""
     if not isinstance(given, str):
-        raise UsageError(f"{at}: expected the path of a file, got {json.dumps(given)[:60]}")
+        expected = {"file": "file", "dir": "folder"}.get(kind, "file or folder")
+        raise UsageError(f"{at}: expected the path of a {expected}, got {json.dumps(given)[:60]}")
     path = Path(given).expanduser().absolute()
-    if path.is_dir():
-        raise UsageError(
-            f"{at}: `{given}` is a folder", why="folders cannot be passed yet", hint="pass its files, or one archive"
-        )
     if not path.exists():
         there = [each.name for each in path.parent.iterdir()] if path.parent.is_dir() else []
         near = difflib.get_close_matches(path.name, there, 1)
         hint = f"did you mean `{Path(given).with_name(near[0])}`?" if near else ""
-        raise UsageError(f"{at}: there is no file `{given}`", why=f"looked at `{path}`", hint=hint)
-    if not path.is_file():
-        raise UsageError(f"{at}: `{given}` is not a regular file")
+        raise UsageError(
+            f"{at}: there is no {'folder' if kind == 'dir' else 'file'} `{given}`", why=f"looked at `{path}`", hint=hint
+        )
+    if path.is_dir() and kind != "file":
+        return path
+    if not path.is_file() or kind == "dir":
+        why = "it is a folder" if path.is_dir() else ""
+        raise UsageError(f"{at}: `{given}` is not a {'folder' if kind == 'dir' else 'regular file'}", why=why)
     try:
         path.open("rb").close()
     except OSError as exc:

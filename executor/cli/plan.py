@@ -17,6 +17,7 @@ from executor.environments.lock import read_lock
 from executor.environments.provided import Provided, provided_by_lock, provided_by_spec
 from executor.manifest import Manifest
 from executor.missing import Missing, Report, check_imports
+from executor.mounts import check_mounts
 
 
 @click.command("plan")
@@ -28,6 +29,7 @@ def plan_command(workflow: str, runtime: str, as_json: bool) -> None:
     manifest, task = describe(workflow, Path.cwd())
     manifest.check_calls(task.name)
     chosen, note = runs.choose_runtime(runtime)
+    check_mounts(manifest, manifest.reachable(task.environment), chosen, machine.home())
     with (
         ConsoleView(verbose=False, quiet=True) as view,
         contextlib.closing(Builder(chosen, machine.home(), view.progress)) as builder,
@@ -41,8 +43,16 @@ def plan_command(workflow: str, runtime: str, as_json: bool) -> None:
     click.echo(f"{task.name} ({chosen}{': ' + note if note else ''})")
     rows = [_row(manifest, state) for state in states]
     print_table(rows, "environment", "cores", "memory", "lock", "build", "key")
+    for state in states:
+        for mount in _mounts(manifest, state):
+            click.echo(f"{state.spec.name} finds {mount['source']} of this machine at {mount['target']}, read-only")
     for report in reports:
         _print_report(report)
+
+
+def _mounts(manifest: Manifest, state: State) -> list[dict[str, str]]:
+    entry = manifest.environments[state.spec.name]
+    return [{"source": each.source, "target": each.target} for each in entry.mounts]
 
 
 def _provided(state: State) -> Provided:
@@ -93,6 +103,7 @@ def _document(
                 "locked": bool(state.lock) and not state.problem,
                 "problem": state.problem or None,
                 "built": state.built,
+                "mounts": _mounts(manifest, state),
             }
             for state in states
         ],

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import datetime
 import sys
+from pathlib import Path
 
 import click
 
 from executor import machine
 from executor.cli import print_json, print_table
 from executor.cli.workflow import document
-from executor.console import render_failure
+from executor.console import printable, render_failure
 from executor.data.records import CallView, RunView, read_run, run_ids
 from executor.errors import RunLocalError, UsageError
 from executor.runs import result_document
@@ -69,13 +70,27 @@ def logs_command(run: str, call: str | None) -> None:
     if call is not None and call not in view.calls:
         raise UsageError(f"run {view.id} has no call `{call}`", why=f"its calls are {', '.join(view.calls)}")
     for each in [view.calls[call]] if call else view.calls.values():
-        log = view.log(each.id)
         if call is None:
             click.echo(click.style(f"== {each.id} {each.task}", bold=True))
-        if log.exists():
-            sys.stdout.flush()
-            text = log.read_bytes()
-            sys.stdout.buffer.write(text + b"\n" * (not text.endswith(b"\n") and text != b""))
+        for attempt in range(1, each.attempts + 1):
+            if each.attempts > 1:
+                click.echo(click.style(f"-- attempt {attempt}", bold=True))
+            _print_log(view.log(each.id, attempt))
+
+
+def _print_log(log: Path) -> None:
+    """Print a log: into a file or a pipe byte for byte, on a terminal as what cannot harm it."""
+    if not log.exists():
+        return
+    with log.open("rb") as file:
+        line = b""
+        for line in file:
+            if sys.stdout.isatty():
+                click.echo(printable(line, colours=True) + "\x1b[0m")
+            else:
+                sys.stdout.buffer.write(line)
+    if line and not line.endswith(b"\n") and not sys.stdout.isatty():
+        sys.stdout.buffer.write(b"\n")
     sys.stdout.flush()
 
 

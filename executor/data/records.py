@@ -1,7 +1,7 @@
 """The record of a run: a folder with an append-only journal of facts, one log per call, and the user's outputs.
 
     runs/<id>/journal.jsonl    one fact a line: {"fact": "CallEnded", "at": seconds since the epoch, …}
-    runs/<id>/logs/<call>.log  what the task wrote, stdout and stderr as they came (see `log_name`)
+    runs/<id>/logs/<call>.log  what the task wrote, byte for byte, stdout and stderr as they came (see `log_name`)
     runs/<id>/outputs/         files of the result
 
 The journal is the truth; everything shown of a run is read from it, by `read_run`.
@@ -21,7 +21,7 @@ from typing import Any
 from executor.data import leases
 from executor.data.store import full_disk
 from executor.errors import UsageError
-from executor.events import Fact, LogWritten
+from executor.events import AttemptStarted, Fact, LogWritten
 
 _LONGEST_NAME = 200
 _RUN_ID = re.compile(r"^[0-9]{8}-[0-9]{6}-[0-9a-f]{4}$")
@@ -33,6 +33,7 @@ class Record:
     def __init__(self, home: Path, run: str, clock: Callable[[], float] = time.time) -> None:
         self.folder = home / "runs" / run
         self._clock = clock
+        self._attempts: dict[str, int] = {}  # of calls that are retried
         with full_disk("the record of the run cannot be written"):
             (self.folder / "logs").mkdir(parents=True)
             self._journal = (self.folder / "journal.jsonl").open("a", encoding="utf-8")
@@ -41,9 +42,12 @@ class Record:
         """Append one fact."""
         with full_disk("the record of the run cannot be written"):
             if isinstance(fact, LogWritten):
-                with (self.folder / "logs" / log_name(fact.call)).open("ab") as log:
+                attempt = self._attempts.get(fact.call, 1)
+                with (self.folder / "logs" / log_name(fact.call, attempt)).open("ab") as log:
                     log.write(fact.data)
                 return
+            if isinstance(fact, AttemptStarted) and fact.attempt > 1:
+                self._attempts[fact.call] = fact.attempt
             line = {"fact": type(fact).__name__, "at": round(self._clock(), 3)}
             line.update((each.name, getattr(fact, each.name)) for each in fields(fact))
             self._journal.write(json.dumps(line, separators=(",", ":"), default=_plain) + "\n")
@@ -109,16 +113,19 @@ class RunView:
         """Where the files of the result are."""
         return self.folder / "outputs"
 
-    def log(self, call: str) -> Path:
-        """Where that is, if anything, which the task of a call wrote."""
-        return self.folder / "logs" / log_name(call)
+    def log(self, call: str, attempt: int = 1) -> Path:
+        """Where that is, if anything, which an attempt of a call wrote."""
+        return self.folder / "logs" / log_name(call, attempt)
 
 
-def log_name(call: str) -> str:
-    """The name of a call's log; the id of a deep call is longer than a file's name may be, so its end is a digest."""
+def log_name(call: str, attempt: int = 1) -> str:
+    """The name of a log: `<call>.log`, for a later attempt `<call>@<attempt>.log`.
+
+    The id of a deep call is longer than a file's name may be, so its end is a digest.
+    """
     if len(call) > _LONGEST_NAME:
         call = f"{call[:_LONGEST_NAME]}~{hashlib.sha256(call.encode()).hexdigest()[:16]}"
-    return f"{call}.log"
+    return f"{call}@{attempt}.log" if attempt > 1 else f"{call}.log"
 
 
 def read_run(home: Path, run: str) -> RunView:

@@ -13,8 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from executor.manifest import Shape
+from executor.manifest import MountEntry, Shape
 from executor.runtimes.slot import Slot
+from executor.worker.output import LOG_LIMIT_BYTES
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,6 +30,8 @@ class Launch:
     folder:       the slot's own folder on this machine, made by the runtime
     lease:        a file that our process holds locked for as long as it lives
     preload, fork: how attempts follow each other (see `authoring.Reuse`), with the variables that preloading needs
+    mounts:        data of this machine that attempts find, read-only
+    log_limit:     how many bytes of what one attempt prints are kept
     """
 
     run: str
@@ -47,6 +50,8 @@ class Launch:
     preload: tuple[str, ...] = ()
     fork: bool = True
     env_vars: Mapping[str, str] = field(default_factory=dict)
+    mounts: tuple[MountEntry, ...] = ()
+    log_limit: int = LOG_LIMIT_BYTES
 
 
 class Runtime(Protocol):

@@ -23,6 +23,7 @@ from executor.data.store import full_disk
 from executor.errors import MachineError
 from executor.runtimes import Launch
 from executor.runtimes.slot import Door, Slot, agent_config, common_variables, make_folders
+from executor.worker import kernel
 
 NOBODY = 65534
 LIBRARY, CONTROL, INPUTS, TASK, PROJECT = "/run-local/lib", "/run-local/ctl", "/run-local/in", "/task", "/project"
@@ -54,6 +55,7 @@ def plan(launch: Launch, door: Door) -> dict[str, Any]:
         project=PROJECT,
         isolation="container",
     )
+    config["mounts"] = _data(launch)  # the agent sees to it that all of them are read-only
     uid, gid = task_user()
     return {
         "image": launch.image,
@@ -112,8 +114,21 @@ def _plan_host(launch: Launch, door: Door) -> dict[str, Any]:
             dockerd.bind(launch.project, PROJECT),
             dockerd.bind(launch.folder / "inputs", INPUTS),
             dockerd.bind(launch.folder / "task", TASK, writable=True),
+            *(dockerd.bind(Path(source), target) for source, target in _data(launch)),
         ],
     }
+
+
+def _data(launch: Launch) -> list[tuple[str, str]]:
+    """Each mount of an environment, as its source here and its target in the container.
+
+    A read-only mount shows nothing of what is mounted below its source (see `dockerd.bind`), so that is mounted, too.
+    """
+    binds = []
+    for mount in launch.mounts:
+        real = os.path.realpath(mount.source)
+        binds += [(path, mount.target + path[len(real) :]) for path in (real, *kernel.mounted_below(real))]
+    return binds
 
 
 def _memory_limit(launch: Launch) -> int | None:
@@ -133,6 +148,7 @@ def broken_promises(launch: Launch, hello: dict[str, Any]) -> list[str]:
         (hello["no_new_privileges"], "`no-new-privileges` is not in force"),
         (not hello["root_writable"], "the root file system is writable"),
         (memory is None or hello["memory_limit_bytes"] == memory, "the memory limit is not in force"),
+        *((False, f"`{target}` can be written to") for target in hello["writable_mounts"]),
     ]
     return [text for kept, text in promises if not kept]
 

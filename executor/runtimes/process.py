@@ -19,6 +19,7 @@ from typing import Any
 
 from executor import machine
 from executor.data.store import full_disk
+from executor.errors import MachineError
 from executor.runtimes import Launch
 from executor.runtimes.slot import Door, Slot, agent_config, common_variables, make_folders
 from executor.worker import kernel
@@ -55,6 +56,9 @@ class ProcessRuntime:
             raise
         slot = Slot(launch.folder, hello, None, line)
         self._live[slot] = tree
+        if refused := _not_mounted(launch, hello):
+            await self.stop(slot)
+            raise refused
         return slot
 
     async def stop(self, slot: Slot) -> None:
@@ -98,6 +102,20 @@ class _Tree:
         self._process.wait()
         with contextlib.suppress(RuntimeError):  # the loop may be closed
             loop.call_soon_threadsafe(self.ended.set)
+
+
+def _not_mounted(launch: Launch, hello: dict[str, Any]) -> MachineError | None:
+    """Why an environment's data is not where it was asked for, if so; without namespaces nothing can be moved."""
+    what = f"data cannot be mounted for `{launch.environment}`"
+    moved = [f"`{each.source}` at `{each.target}`" for each in launch.mounts if each.source != each.target]
+    broken = [*hello["not_mounted"], *hello["writable_mounts"]]
+    if hello["isolation"] == "subreaper" and moved:
+        why = f"{', '.join(moved)}: that needs a mount namespace, and the kernel refuses one here"
+        hint = "leave the `target` of its `Mount` out, so that tasks find it where it lies, or use `--runtime docker`"
+        return MachineError(what, why, hint)
+    if hello["isolation"] != "subreaper" and broken:
+        return MachineError(what, f"the kernel refuses to show it read-only at {', '.join(broken)}")
+    return None
 
 
 def _spawn(launch: Launch, door: Door) -> subprocess.Popen[bytes]:

@@ -27,6 +27,7 @@ from typing import Any, NoReturn
 
 from executor.version import VERSION as RUN_LOCAL_VERSION
 from executor.worker import child, kernel, memory
+from executor.worker.output import Output
 from executor.worker.protocol import (
     VERSION,
     Frame,
@@ -53,6 +54,7 @@ class _Attempt:
         self.reader = FrameReader()
         self.answers = Outbox()  # what the child has not taken yet
         self.streams = streams
+        self.output = Output()
         self.deadline = deadline
         self.killed_for = ""
         self.reported = ""
@@ -65,9 +67,10 @@ class Agent:
     """Serves attempts until the host goes away.
 
     config: socket (path), inputs, outputs, work (cwd of attempts), scratch (folders that each attempt finds empty),
-            read_only (folders made so, where that can be done),
+            read_only (folders made so, where that can be done), mounts ([source, target] of each, read-only too),
             roots (folders of the project on sys.path), environment (its name), env_vars (its variables),
-            preload, fork (see `authoring.Reuse`), isolation (how we were started)
+            preload, fork (see `authoring.Reuse`), isolation (how we were started),
+            log_limit (bytes of an attempt's output that are kept)
     """
 
     def __init__(self, config: dict[str, Any]) -> None:
@@ -112,6 +115,8 @@ class Agent:
             "run_local": RUN_LOCAL_VERSION,
             "isolation": self._config["isolation"],
             "inputs_writable": os.access(self._config["inputs"], os.W_OK),
+            "not_mounted": self._config["not_mounted"],
+            "writable_mounts": [each for _, each in self._config["mounts"] if not kernel.is_read_only(each)],
             "nonce": self._config["nonce"],
         }
 
@@ -176,7 +181,9 @@ class Agent:
             os.set_blocking(reader, False)
         timeout = frame.header["timeout_s"]
         deadline = None if timeout is None else time.monotonic() + timeout
-        attempt = _Attempt(pid or 0, ours, {reader: name for name, (reader, _) in pipes.items()}, deadline)
+        streams = {reader: name for name, (reader, _) in pipes.items()}
+        attempt = _Attempt(pid or 0, ours, streams, deadline)
+        attempt.output = Output(self._config["log_limit"])
         self._attempt = attempt
         self._selector.register(ours, selectors.EVENT_READ)
         for stream in attempt.streams:
@@ -290,9 +297,9 @@ class Agent:
             if not last:
                 return
             data = b""
-        if data:
-            self._say({"kind": "LOG", "stream": attempt.streams[stream]}, data)
-        else:
+        if text := attempt.output.take(attempt.streams[stream], data, last=not data):
+            self._say({"kind": "LOG", "stream": attempt.streams[stream]}, text)
+        if not data:
             self._forget(stream)
             os.close(stream)
             del attempt.streams[stream]
@@ -408,6 +415,7 @@ def _verdict(attempt: _Attempt) -> dict[str, Any]:
         "signal": killer,
         "cpu_s": round(usage.ru_utime + usage.ru_stime, 4),
         "peak_bytes": usage.ru_maxrss * 1024,
+        "output_bytes": attempt.output.written,
     }
 
 

@@ -25,6 +25,7 @@ from typing import Any, Callable
 from executor import authoring
 from executor.errors import ProjectError, RunLocalError, TaskError, UsageError
 from executor.worker import opaque, payload, shapes, stubs
+from executor.worker.output import flush_streams, open_streams
 from executor.worker.preview import preview
 from executor.worker.protocol import Frame, FrameReader, close_all, encode, receive, send
 from executor.worker.tracebacks import render_traceback, shorten
@@ -91,10 +92,10 @@ class Link:
             if isinstance(task, authoring.ReferenceTask):
                 self._parameters[task.name] = referred["parameters"] if referred else None
             else:
-                self._parameters[task.name] = getattr(shapes, "describe_parameters", lambda _: None)(task.function)
+                self._parameters[task.name] = shapes.describe_parameters(task.function)
         parameters = self._parameters[task.name]
         if parameters is not None:  # the host refuses a task that nobody declared
-            getattr(shapes, "check_call", lambda *_: None)(parameters, args, kwargs, task.name)
+            shapes.check_call(parameters, args, kwargs, task.name)
 
     def _abandon(self, number: int) -> None:
         """Tell the host that nobody waits for this call any more."""
@@ -183,9 +184,7 @@ def _prepare(config: dict[str, Any], header: dict[str, Any]) -> None:
     sys.argv = [header["task"]]
     sys.dont_write_bytecode = True
     _allow_many_files()
-    # New ones, because the agent's were made for another kind of file.
-    sys.stdout = sys.__stdout__ = open(1, "w", 1, "utf-8", "backslashreplace", closefd=False)  # type: ignore[misc]  # noqa: SIM115
-    sys.stderr = sys.__stderr__ = open(2, "w", 1, "utf-8", "backslashreplace", closefd=False)  # type: ignore[misc]  # noqa: SIM115
+    open_streams()
 
 
 def find_modules(config: dict[str, Any]) -> None:
@@ -230,9 +229,7 @@ def _finish() -> None:
     """What the end of a Python process does, as far as it can still matter to anybody."""
     with contextlib.suppress(Exception):  # exit functions are user code; each prints what it raises
         atexit._run_exitfuncs()
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(Exception):  # the task may have closed it
-            stream.flush()
+    flush_streams()
 
 
 def _task_error(story: dict[str, Any]) -> TaskError:

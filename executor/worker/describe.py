@@ -13,6 +13,7 @@ import inspect
 import json
 import os
 import pathlib
+import re
 import signal
 import sys
 import traceback
@@ -162,7 +163,6 @@ def _describe_environment(environment: authoring.TaskEnvironment, root: str) -> 
     if not isinstance(reuse, authoring.Reuse) or not authoring.is_texts(reuse.preload):
         raise ProjectError(f"{at}: `reusable` must be `Reuse(preload=[…])`", why=f"it is {reuse!r}")
     return {
-        "mounts": _describe_mounts(environment, root, at),
         "name": environment.name,
         "image": environment.image if spec is None else None,
         "spec": spec,
@@ -172,6 +172,7 @@ def _describe_environment(environment: authoring.TaskEnvironment, root: str) -> 
         "fork": bool(reuse.fork),
         "resources": resources,
         "env_vars": environment.env_vars,
+        "mounts": _describe_mounts(environment, root, at),
         "file": short_name(file, root),
         "line": line,
     }
@@ -181,10 +182,18 @@ def _describe_mounts(environment: authoring.TaskEnvironment, root: str, at: str)
     mounts: Any = environment.mounts
     if not isinstance(mounts, (list, tuple)) or not all(isinstance(each, authoring.Mount) for each in mounts):
         raise ProjectError(f"{at}: `mounts` must be a list of `Mount(…)`", why=f"it is {mounts!r}")
-    try:
-        return [each.to_json(root) for each in mounts]
-    except ProjectError as exc:
-        raise ProjectError(f"{at}: {exc.what}", why=exc.why) from None
+    for each in mounts:
+        for path in (each.source, "/" if each.target is None else each.target):
+            if not isinstance(path, (str, os.PathLike)) or not os.fspath(path) or "\0" in str(path):
+                raise ProjectError(f"{at}: a `Mount` must be of paths", why=f"it is {each!r}")
+    return [_describe_mount(each, root) for each in mounts]
+
+
+def _describe_mount(mount: authoring.Mount, root: str) -> dict[str, Any]:
+    source = os.path.abspath(os.path.join(root, os.path.expanduser(mount.source)))
+    target = source if mount.target is None else os.path.normpath(mount.target)
+    source, target = (re.sub("^//", "/", path) for path in (source, target))  # POSIX lets a path begin with two
+    return {"source": source, "target": target}
 
 
 def _describe_task(task: authoring.Task[Any, Any], root: str) -> dict[str, Any]:
@@ -236,6 +245,7 @@ def _describe_parameter(parameter: inspect.Parameter, annotation: Any, root: str
         "default": default,
         "default_text": text,
         "problem": _NO_VALUE.get(parameter.kind, ""),
+        "kind": parameter.kind.name.lower(),
     }
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import re
 import signal
 from typing import Any
 
@@ -21,6 +22,7 @@ _MS_RDONLY = 1
 _MS_NOSUID_NODEV_NOEXEC = 2 | 4 | 8
 _MS_REMOUNT = 32
 _MS_BIND = 4096
+_MS_BIND_ALL = 4096 | 0x4000
 _MS_REC_PRIVATE = 0x4000 | 0x40000
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -47,22 +49,59 @@ def enter_namespaces() -> bool:
         _write("/proc/self/gid_map", f"{gid} {gid} 1")
     except OSError:
         return False
+    _libc.mount(b"none", b"/", None, _MS_REC_PRIVATE, None)  # what is mounted outside from now on stays outside
     return True
 
 
 def mount_own_proc() -> bool:
     """Show this process namespace, and no other, in /proc."""
-    _libc.mount(b"none", b"/", None, _MS_REC_PRIVATE, None)
     return bool(_libc.mount(b"proc", b"/proc", b"proc", _MS_NOSUID_NODEV_NOEXEC, None) == 0)
 
 
-def make_read_only(folder: str) -> bool:
-    """Show a folder, in our own mount namespace, as one that nobody can write to."""
-    path = os.fsencode(folder)
-    kept = os.statvfs(folder).f_flag & _MS_NOSUID_NODEV_NOEXEC  # a namespace may not take them back
+def mount_read_only(source: str, target: str) -> bool:
+    """Show a file or folder, and what is mounted below it, at another place or at its own as what nobody can write to.
+
+    Only in our own mount namespace, and only where there is something at the target. `source` may be a path of
+    `hold_open`, which means what it meant then, whatever was mounted meanwhile.
+    """
+    if _libc.mount(os.fsencode(source), os.fsencode(target), None, _MS_BIND_ALL, None) != 0:
+        return False
+    target = os.path.realpath(target)
+    return all(_remount_read_only(path) for path in (target, *mounted_below(target)))
+
+
+def hold_open(path: str) -> str:
+    """Another path of a file or folder of our mount namespace, for as long as this process lives."""
+    return f"/proc/self/fd/{os.open(path, os.O_PATH | os.O_CLOEXEC)}"
+
+
+def mounted_below(folder: str) -> list[str]:
+    """Where file systems are mounted below a folder, by its real path, the outermost first."""
+    try:
+        with open("/proc/self/mountinfo", "rb") as file:
+            places = [os.fsdecode(_unescaped(line.split(b" ")[4])) for line in file]
+    except OSError:
+        return []
+    return [path for path in sorted(set(places)) if path.startswith(folder.rstrip("/") + "/") and os.path.exists(path)]
+
+
+def is_read_only(path: str) -> bool:
+    """Whether what lies at a path is mounted so that nobody can write to it; False where there is nothing."""
+    try:
+        return bool(os.statvfs(path).f_flag & os.ST_RDONLY)
+    except OSError:
+        return False
+
+
+def _remount_read_only(path: str) -> bool:
+    kept = os.statvfs(path).f_flag & _MS_NOSUID_NODEV_NOEXEC  # a namespace may not take them back
     flags = _MS_REMOUNT | _MS_BIND | _MS_RDONLY | kept
-    bound = _libc.mount(path, path, None, _MS_BIND, None) == 0
-    return bool(bound and _libc.mount(None, path, None, flags, None) == 0)
+    return bool(_libc.mount(None, os.fsencode(path), None, flags, None) == 0)
+
+
+def _unescaped(path: bytes) -> bytes:
+    """A path as it is, from /proc/self/mountinfo, where a blank and a few more are octal numbers."""
+    return re.sub(rb"\\([0-7]{3})", lambda found: bytes([int(found[1], 8)]), path)
 
 
 def prefer_as_oom_victim() -> None:

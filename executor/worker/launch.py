@@ -13,7 +13,7 @@ import json
 import os
 import socket
 import sys
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from executor.worker import child, kernel
 from executor.worker.agent import Agent
@@ -25,22 +25,30 @@ def main() -> NoReturn:
     if "channel" in config:  # we are the new interpreter of one attempt
         os._exit(child.run_from(config, socket.socket(fileno=config["channel"])))
     if config["isolation"] != "container":
-        config["isolation"] = "namespaces" if _become_first(config["read_only"]) else "subreaper"
+        config["isolation"] = "namespaces" if _become_first(config) else "subreaper"
     if config["isolation"] == "subreaper":
         kernel.become_subreaper()
     Agent(config).serve()
 
 
-def _become_first(read_only: list[str]) -> bool:
+def _become_first(config: dict[str, Any]) -> bool:
     """Go on as PID 1 of new namespaces; the process that was us waits outside and dies with either side."""
     if not kernel.enter_namespaces():
         return False
+    _mount(config)
     pid = os.fork()
     if pid:
         _, status = os.waitpid(pid, 0)
         os._exit(os.WEXITSTATUS(status) if os.WIFEXITED(status) else 128 + os.WTERMSIG(status))
     kernel.die_with_parent()
     kernel.mount_own_proc()
-    for folder in read_only:
-        kernel.make_read_only(folder)
     return True
+
+
+def _mount(config: dict[str, Any]) -> None:
+    """Make folders read-only, and show mounted data where tasks are to find it; while /proc is still the one outside."""
+    for folder in config["read_only"]:
+        kernel.mount_read_only(folder, folder)
+    for source, target in [(kernel.hold_open(source), target) for source, target in config["mounts"]]:
+        if not kernel.mount_read_only(source, target):
+            config["not_mounted"].append(target)

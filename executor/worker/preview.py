@@ -11,7 +11,6 @@ import enum
 import json
 import math
 import os
-import pathlib
 import reprlib
 from typing import Any
 
@@ -111,9 +110,9 @@ class _Renderer:
             return value
         if isinstance(value, float):
             return value if math.isfinite(value) else str(value)
-        if isinstance(value, pathlib.PurePath):
+        if isinstance(value, os.PathLike):
             index = self._attached.get(os.path.realpath(value))
-            return str(value) if index is None else {"$file": index}
+            return os.fspath(value) if index is None else {"$file": index}
         if isinstance(value, (datetime.datetime, datetime.date)):
             return value.isoformat()
         if isinstance(value, dict) and all(isinstance(key, str) for key in value):

@@ -11,26 +11,35 @@ a class of a package, is `any`: its value is passed on as it is.
 from __future__ import annotations
 
 import collections.abc
+import contextlib
 import dataclasses
 import datetime
 import difflib
 import enum
 import inspect
+import itertools
 import json
+import numbers
+import os
 import pathlib
+import reprlib
 import sys
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Callable
 
 from executor.errors import UsageError
+from executor.files import Dir, File
 
 if sys.version_info >= (3, 14):
     import annotationlib
 
-#: Answers what stands for a path: called with its JSON and where it stands, such as `inputs[2]`.
-TakePath = Callable[[Any, str], Any]
+#: Answers what stands for a path: called with its JSON, where it stands, such as `inputs[2]`, and its kind.
+TakePath = Callable[[Any, str, str], Any]
+
+_PATHS = ("path", "file", "dir")
+_MOST_ELEMENTS = 100  # of a container are looked at, before a call
 
 _SCALARS = {int: "int", float: "float", bool: "bool", str: "str"}
 _DATES = {datetime.date: "date", datetime.datetime: "datetime"}
@@ -43,7 +52,9 @@ _EXPECTED = {
     "float": "a number",
     "bool": "true or false",
     "str": "text",
-    "path": "the path of a file",
+    "path": "the path of a file or folder",
+    "file": "the path of a file",
+    "dir": "the path of a folder",
     "date": "a date like 2024-12-31",
     "datetime": "a date and time like 2024-12-31T23:59:00",
     "list": "a list",
@@ -74,12 +85,16 @@ def from_json(annotation: Any, value: Any, files: Mapping[str, str], at: str = "
     """
     shape = _shape(annotation, ())
 
-    def take(doc: Any, at: str) -> pathlib.Path:
+    def take(doc: Any, at: str, kind: str) -> pathlib.Path:
         if not isinstance(doc, dict) or doc.get("$file") not in files:
-            raise _unexpected("path", doc, at)
+            raise _unexpected(kind, doc, at)
         return pathlib.Path(files[doc["$file"]])
 
-    return shape.build(check(shape.doc, value, at, take))
+    checked = check(shape.doc, value, at, take)
+    try:
+        return shape.build(checked)
+    except UsageError as exc:
+        raise UsageError(f"{at}: {exc.what}", exc.why) from None
 
 
 def arguments(function: Callable[..., Any], value: Mapping[str, Any], files: Mapping[str, str]) -> dict[str, Any]:
@@ -114,16 +129,16 @@ def check(doc: Mapping[str, Any], value: Any, at: str, take: TakePath) -> Any:
     Raises `UsageError` that says which element is wrong: `scores[2]: expected a number, got "x"`.
     """
     kind = doc["kind"]
-    if kind == "any":
-        return _check_any(value, at, take)
+    if kind in ("any", "union"):
+        return _check_any(value, at, take) if kind == "any" else _check_union(doc["items"], value, at, take)
     if kind == "optional":
         return None if value is None else check(doc["item"], value, at, take)
     if kind == "literal":
         if not any(type(value) is type(choice) and value == choice for choice in doc["choices"]):
             raise _wrong(at, "one of " + ", ".join(map(_render, doc["choices"])), value)
         return value
-    if kind == "path":
-        return take(value, at)
+    if kind in _PATHS:
+        return take(value, at, kind)
     if not _is_of_kind(kind, value):
         raise _unexpected(kind, value, at)
     if kind == "list":
@@ -139,7 +154,7 @@ def _check_any(value: Any, at: str, take: TakePath) -> Any:
     """Files are found without a type, too: an older Python in the container may not understand the annotation."""
     if isinstance(value, dict):
         doc = {key: _check_any(each, f"{at}[{_render(key)}]", take) for key, each in value.items()}
-        return take(value, at) if set(value) == {"$file"} else doc
+        return take(value, at, "path") if set(value) == {"$file"} else doc
     return [_check_any(each, f"{at}[{n}]", take) for n, each in enumerate(value)] if isinstance(value, list) else value
 
 
@@ -178,6 +193,127 @@ def _check_record(
     return {name: check(fields[name]["type"], each, f"{at}.{name}", take) for name, each in value.items()}
 
 
+def _check_union(items: list[Mapping[str, Any]], value: Any, at: str, take: TakePath) -> Any:
+    """As the first type that fits; a text that is no file is a text, where that may be, too."""
+    for item in sorted(items, key=lambda item: item["kind"] in (*_PATHS, "any")):
+        with contextlib.suppress(UsageError):
+            return check(item, value, at, take)
+    raise _wrong(at, " or ".join(_EXPECTED.get(item["kind"], item["text"]) for item in items), value)
+
+
+def describe_parameters(function: Callable[..., Any]) -> list[dict[str, Any]]:
+    """The parameters of a function as `check_call` needs them."""
+    hints = resolve_hints(function)
+    empty = inspect.Parameter.empty
+    return [
+        {
+            "name": name,
+            "type": describe_type(hints.get(name, each.annotation)),
+            "required": each.default is empty,
+            "kind": each.kind.name.lower(),
+        }
+        for name, each in signature(function).parameters.items()
+    ]
+
+
+def check_call(
+    parameters: Sequence[Mapping[str, Any]], args: Sequence[Any], kwargs: Mapping[str, Any], task: str
+) -> None:
+    """Refuse a call whose arguments are missing, unknown, given twice or of a wrong type, with all that is wrong."""
+    named = {each["name"]: each for each in parameters if not each["kind"].startswith("var_")}
+    kinds = {each["kind"] for each in parameters}
+    in_order = [each for each in named.values() if each["kind"].startswith("positional_")]
+    given = {each["name"]: value for each, value in zip(in_order, args)}
+    wrong = []
+    if len(args) > len(in_order) and "var_positional" not in kinds:
+        wrong.append(f"it takes {len(in_order)} values by position, and {len(args)} are given")
+    for name, value in kwargs.items():
+        if name in given:
+            wrong.append(f"`{name}` is given twice")
+        elif name in named and named[name]["kind"] != "positional_only":
+            given[name] = value
+        elif "var_keyword" not in kinds:
+            near = difflib.get_close_matches(name, named, 1)
+            wrong.append(f"there is no `{name}`" + (f"; did you mean `{near[0]}`?" if near else ""))
+    wrong += [f"`{name}` is missing" for name, each in named.items() if each["required"] and name not in given]
+    wrong += filter(None, (_misfit(named[name]["type"], value, name) for name, value in given.items()))
+    if wrong:
+        shown = ", ".join(_shown(each) for each in parameters)
+        hint = f"it is `{task.rpartition('.')[2]}({shown})`"
+        raise UsageError(f"task `{task}` cannot be called like this", why="\n".join(wrong), hint=hint)
+
+
+def _shown(parameter: Mapping[str, Any]) -> str:
+    """A parameter as it stands in a signature."""
+    stars = {"var_positional": "*", "var_keyword": "**"}.get(parameter["kind"], "")
+    text = f": {parameter['type']['text']}" if parameter["type"].get("text") else ""
+    return f"{stars}{parameter['name']}{text}" + ("" if parameter["required"] or stars else " = …")
+
+
+def _misfit(doc: Mapping[str, Any], value: Any, at: str) -> str:
+    """What is wrong with a value of Python's own for a described type, or nothing.
+
+    It says no only where that is sure: numbers of NumPy are numbers, any iterable is a list, and what cannot be opened
+    here is anything.
+    """
+    kind = doc["kind"]
+    if kind == "any" or getattr(type(value), "__run_local_opaque__", False) or isinstance(value, enum.Enum):
+        return ""
+    if doc.get("model") and type(value).__module__ != "builtins":
+        return ""
+    if kind == "optional":
+        return "" if value is None else _misfit(doc["item"], value, at)
+    if kind == "union":
+        misfits = [_misfit(item, value, at) for item in doc["items"]]
+        return misfits[0] if all(misfits) else ""
+    if kind == "literal":
+        expected = "one of " + ", ".join(map(_render, doc["choices"]))
+        return "" if value in doc["choices"] else _told(at, expected, value)
+    if not _is_a(kind, value):
+        return _told(at, _EXPECTED[kind] if kind != "record" else f"a `{doc['text']}`", value)
+    if kind == "tuple" and len(value) != len(doc["items"]):
+        return _told(at, f"a tuple of {len(doc['items'])}", value)
+    return next(filter(None, (_misfit(*each) for each in _inside(doc, value, at))), "")
+
+
+def _inside(doc: Mapping[str, Any], value: Any, at: str) -> Iterator[tuple[Mapping[str, Any], Any, str]]:
+    """The first elements of a container, with their types and places."""
+    kind = doc["kind"]
+    if kind == "list" and isinstance(value, (list, tuple)):
+        yield from ((doc["item"], each, f"{at}[{n}]") for n, each in enumerate(value[:_MOST_ELEMENTS]))
+    elif kind == "dict" and isinstance(value, dict):
+        for key, each in itertools.islice(value.items(), _MOST_ELEMENTS):
+            yield doc["value"], each, f"{at}[{key!r}]"
+    elif kind == "tuple":
+        yield from ((item, each, f"{at}[{n}]") for n, (item, each) in enumerate(zip(doc["items"], value)))
+
+
+def _is_a(kind: str, value: Any) -> bool:
+    wanted: dict[str, Any] = {
+        "int": numbers.Integral,
+        "float": numbers.Real,
+        "str": str,
+        **dict.fromkeys(_PATHS, (str, os.PathLike)),
+        "date": datetime.date,
+        "datetime": datetime.datetime,
+        "dict": collections.abc.Mapping,
+        "tuple": (tuple, list),
+    }
+    if kind in wanted:
+        return isinstance(value, wanted[kind])
+    if kind == "bool":
+        return isinstance(value, bool) or type(value).__name__ in ("bool", "bool_")
+    if kind == "list":
+        plain = (str, bytes, bytearray, collections.abc.Mapping, numbers.Number, type(None))
+        return not isinstance(value, plain)
+    return type(value).__module__ != "builtins" or isinstance(value, dict)  # a record
+
+
+def _told(at: str, expected: str, value: Any) -> str:
+    text = _render(value) if isinstance(value, (str, int, float, bool, type(None))) else reprlib.repr(value)
+    return f"`{at}` must be {expected}, and is {text}"
+
+
 def _unexpected(kind: str, value: Any, at: str) -> UsageError:
     return _wrong(at, _EXPECTED[kind], value)
 
@@ -214,6 +350,11 @@ def _class_shape(annotation: type, inside: tuple[type, ...]) -> _Shape:
         return _Shape({"kind": kind}, lambda value: _parse_date(kind, value))
     if issubclass(annotation, pathlib.PurePath):
         return _Shape({"kind": "path"})
+    if issubclass(annotation, (File, Dir)):
+        return _Shape({"kind": "dir" if issubclass(annotation, Dir) else "file"}, annotation)
+    if hasattr(annotation, "model_fields") and hasattr(annotation, "model_validate"):
+        model = {"kind": "dict", "value": {"kind": "any", "text": ""}, "model": True}
+        return _Shape(model, lambda value: _validate(annotation, value))  # of pydantic, which checks what is in it
     if issubclass(annotation, enum.Enum):
         return _enum_shape(annotation)
     if dataclasses.is_dataclass(annotation) and annotation not in inside:
@@ -231,6 +372,13 @@ def _generic_shape(origin: Any, args: tuple[Any, ...], inside: tuple[type, ...])
         return _Shape(
             {"kind": "optional", "item": item.doc}, lambda value: None if value is None else item.build(value)
         )
+    if origin is getattr(typing, "Annotated", None):
+        return _shape(args[0], inside)
+    if origin in _UNIONS:
+        items = [_shape(arg, inside) for arg in args]
+        return _Shape(
+            {"kind": "union", "items": [item.doc for item in items]}, lambda value: _build_union(items, value)
+        )
     if origin is typing.Literal and all(type(arg) in (str, int, bool, type(None)) for arg in args):
         return _Shape({"kind": "literal", "choices": list(args)})
     if origin in (*_LISTS, *_SEQUENCES) or (origin is tuple and args[1:] == (...,)):
@@ -247,11 +395,28 @@ def _generic_shape(origin: Any, args: tuple[Any, ...], inside: tuple[type, ...])
     return _Shape({"kind": "any"})
 
 
+def _validate(annotation: Any, value: Any) -> Any:
+    try:
+        return annotation.model_validate(value)
+    except ValueError as exc:  # pydantic's errors are
+        raise UsageError(f"this is no `{annotation.__name__}`", why=str(exc)) from None
+
+
 def _tuple_shape(items: list[_Shape]) -> _Shape:
     return _Shape(
         {"kind": "tuple", "items": [item.doc for item in items]},
         lambda value: tuple(item.build(each) for item, each in zip(items, value)),
     )
+
+
+def _build_union(items: list[_Shape], value: Any) -> Any:
+    """As the first type that what was checked fits; a path has become one already."""
+    for item in sorted(items, key=lambda item: item.doc["kind"] in (*_PATHS, "any")):
+        if isinstance(value, pathlib.Path) != (item.doc["kind"] in _PATHS):
+            continue
+        with contextlib.suppress(UsageError):
+            return item.build(check(item.doc, value, "value", lambda each, *_: each))
+    return value
 
 
 def _enum_shape(annotation: type[enum.Enum]) -> _Shape:

@@ -22,7 +22,7 @@ FLOW = """
     import sys
     import time
 
-    from executor import Resources, TaskEnvironment, TaskError
+    from executor import Dir, File, Resources, TaskEnvironment, TaskError
 
     leaf_env = TaskEnvironment("leaf", resources=Resources(cpu=0.5, memory="256Mi"), env_vars={"FLAVOUR": "leaf"})
     root_env = TaskEnvironment("root", depends_on=[leaf_env], resources=Resources(cpu=1, memory="256Mi"))
@@ -162,6 +162,37 @@ FLOW = """
         return [read_file(path), numbers, ratio, loud, note]
 
 
+    @leaf_env.task
+    def make_folder(text: str) -> Dir:
+        folder = Dir.new_remote("results")
+        (folder.path / "deep").mkdir()
+        (folder.path / "deep" / "a.txt").write_text(text)
+        (folder.path / "link").symlink_to("deep/a.txt")
+        return folder
+
+
+    @leaf_env.task
+    def look_into(folder: Dir, file: File) -> list:
+        try:
+            (folder.path / "new").touch()
+            writable = True
+        except OSError:
+            writable = False
+        with file.open_sync("r") as opened:
+            return [folder.name, sorted(each.name for each in folder.walk_sync()), opened.read(), writable]
+
+
+    @root_env.task
+    def folders(given: Dir, file: File) -> dict:
+        made = make_folder("made")
+        return {
+            "made": look_into(made, File(made.path / "link")),
+            "given": look_into(given, file),
+            "folder": made,
+            "file": File(made.path / "deep" / "a.txt"),
+        }
+
+
     @root_env.task
     def ancestor(n: int) -> int:
         return n if n == 0 else 1 + ancestor(n - 1)
@@ -294,3 +325,21 @@ def test_calls_nest_deeper_than_the_machine_has_cores(call: Call) -> None:
     done = call("ancestor", "--n", "5")
     assert (done.code, done.document["result"]) == (0, 5), done.stderr
     assert len(done.document["calls"]) == 6
+
+
+def test_files_and_folders_travel_by_content(call: Call, tmp_path: Path) -> None:
+    """From the command line, between tasks, and to the outputs; nobody writes to what he was given."""
+    given = tmp_path / "given"
+    given.mkdir()
+    (given / "b.txt").write_text("given")
+    done = call("folders", "--given", str(given), "--file", str(given / "b.txt"))
+    assert done.code == 0, done.stderr
+    result = done.document["result"]
+    writable = os.getuid() == 0 and result["given"][3]  # as processes, root may write to anything that is not mounted
+    assert result["made"] == ["results", ["a.txt", "link"], "made", writable]
+    assert result["given"] == ["given", ["b.txt"], "given", writable]
+    folder, file = Path(result["folder"]), Path(result["file"])
+    assert (folder / "link").readlink() == Path("deep/a.txt")
+    assert (folder.name, file.read_text(), (folder / "deep" / "a.txt").read_text()) == ("results", "made", "made")
+    assert {path.stat().st_uid for path in (folder, file, folder / "deep" / "a.txt")} == {os.getuid()}
+    assert not (given / "new").exists()

@@ -372,7 +372,8 @@ OVERRIDE = """
     import executor
     from executor import Resources, TaskEnvironment, TaskError
 
-    leaf = TaskEnvironment("leaf", "envs/poor/environment.yml", env_vars={"A": "1"}, resources=Resources(cpu=0.5, memory="256Mi"))
+    small = Resources(cpu=0.5, memory="256Mi")
+    leaf = TaskEnvironment("leaf", "envs/poor/environment.yml", env_vars={"A": "1"}, resources=small)
     root = TaskEnvironment("root", "envs/poor/environment.yml", depends_on=[leaf], resources=Resources(cpu=0.5))
 
 

@@ -225,7 +225,12 @@ def test_one_environment_for_both_is_explained(own_home: Path) -> None:
     both = unite("both", [read_spec(root / f"envs/{name}/environment.yml", name, root) for name in names])
     with pytest.raises(LockError, match="`both` cannot be solved") as caught:
         Builder("process", own_home, lambda *_: None).lock(both)
-    for part in ("numpy==2.2.6", "numpy==1.26.4", "envs/alphafold/environment.yml:", "envs/visualization/environment.yml:"):
+    for part in (
+        "numpy==2.2.6",
+        "numpy==1.26.4",
+        "envs/alphafold/environment.yml:",
+        "envs/visualization/environment.yml:",
+    ):
         assert part in caught.value.why
     for part in ("`depends_on`", "reference_task(", "opaque handles"):
         assert part in caught.value.hint

@@ -7,7 +7,7 @@ import time
 import pytest
 
 from executor.console import ConsoleView
-from executor.events import CallSubmitted, LogWritten
+from executor.events import CallSubmitted, LogWritten, RunEnded
 from executor.manifest import Shape
 
 SHAPE = Shape(cpus=1, cpus_limit=1, memory_bytes=1, memory_limit_bytes=None, gpus=0, gpu_model="", shm_bytes=None)
@@ -37,3 +37,12 @@ def test_what_an_environment_does_without_is_a_line_and_more_with_v(
         view.progress("parent", step, detail)
     each = "  parent: `numpy` is …\n" if verbose else ""
     assert capsys.readouterr().err == f"  parent: does without numpy\n{each}  parent: `a.b` fails\n"
+
+
+def test_an_unfinished_line_is_shown_when_a_run_ends(capsys: pytest.CaptureFixture[str]) -> None:
+    """Also where no attempt of it was seen to end."""
+    view = ConsoleView(verbose=True)
+    view(CallSubmitted(call="1", parent=None, task="leaf.work", environment="leaf", shape=SHAPE))
+    view(LogWritten(call="1", stream="stdout", data=b"half a li"))
+    view(RunEnded(status="cancelled", seconds=1.0))
+    assert capsys.readouterr().err == "  work │ half a li\ncancelled after 1.0 s\n"

@@ -22,6 +22,7 @@ FLOAT = {"kind": "float", "text": "float"}
 STR = {"kind": "str", "text": "str"}
 BOOL = {"kind": "bool", "text": "bool"}
 PATH = {"kind": "path", "text": "Path"}
+FILE, DIR = {"kind": "file", "text": "File"}, {"kind": "dir", "text": "Dir"}
 TAKEN = frozenset({"--runtime", "--json", "-v", "--verbose"})
 
 
@@ -127,10 +128,12 @@ def test_an_underscore_is_as_good_as_a_dash(given: Given) -> None:
         ({"kind": "literal", "choices": ["a", "b"], "text": ""}, "c", 'x: expected one of "a", "b", got "c"', ""),
         (PATH, "a.fast", "x: there is no file `a.fast`", "did you mean `a.fasta`?"),
         (PATH, "no/a.fasta", "x: there is no file `no/a.fasta`", ""),
-        (PATH, "d", "x: `d` is a folder", "pass its files, or one archive"),
+        (FILE, "d", "x: `d` is not a regular file", ""),
+        (DIR, "a.fasta", "x: `a.fasta` is not a folder", ""),
+        (DIR, "nowhere", "x: there is no folder `nowhere`", ""),
         (PATH, os.devnull, f"x: `{os.devnull}` is not a regular file", ""),
-        (list_of(PATH), '["a.fasta", 1]', "x[1]: expected the path of a file, got 1", ""),
-        (list_of(ANY), '[{"$file": "a.fasta"}]', 'x[0]: expected the path of a file, got {"$file": "a.fasta"}', ""),
+        (list_of(PATH), '["a.fasta", 1]', "x[1]: expected the path of a file or folder, got 1", ""),
+        (list_of(ANY), '[{"$file": "a"}]', 'x[0]: expected the path of a file or folder, got {"$file": "a"}', ""),
     ],
 )
 def test_a_wrong_value_is_refused_before_anything_starts(
@@ -163,7 +166,7 @@ def test_what_is_missing_or_unknown_is_named(given: Given) -> None:
     )
     usage = "usage: run-local work [OPTIONS]"
     for argv, what, why in [
-        ((), "`work` needs `--sequence-data FILE`, `--n INT`", ""),
+        ((), "`work` needs `--sequence-data PATH`, `--n INT`", ""),
         (("--sequence-dat", "x"), "there is no option `--sequence-dat`", "did you mean `--sequence-data`?"),
         (("--n", "1", "--xyzzy"), "there is no option `--xyzzy`", ""),
         (("a.fasta",), "got unexpected extra argument (a.fasta)", ""),
@@ -215,7 +218,7 @@ def test_the_help_tells_types_and_defaults() -> None:
         "y: another",
         "",
         "Options:",
-        "--sequence-data FILE  Path; required",
+        "--sequence-data PATH  Path; required",
         "--relax / --no-relax  bool; default: true",
         "--file FILE           Path; default: data/x.fasta",
         "--title TEXT          str; default: empty",

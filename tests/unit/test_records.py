@@ -51,6 +51,20 @@ def test_a_call_at_any_depth_has_a_log(tmp_path: Path) -> None:
     assert view.log("1.2").name == "1.2.log"
 
 
+def test_attempts_have_logs_of_their_own(tmp_path: Path) -> None:
+    """So that each is what was written, byte for byte."""
+    record = Record(tmp_path, RUN)
+    for attempt in (1, 2, 3):
+        for call in ("1", "1.1"):
+            record(AttemptStarted(call=call, attempt=attempt, container=None))
+        record(LogWritten(call="1", stream="stdout", data=b"%d" % attempt))
+    record.close()
+    folder = tmp_path / "runs" / RUN / "logs"
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == {
+        "1.log": b"1", "1@2.log": b"2", "1@3.log": b"3",
+    }  # fmt: skip
+
+
 def test_a_torn_tail_is_left_out(tmp_path: Path) -> None:
     """A journal that ends in the middle of a line tells all that came before it."""
     write_run(tmp_path).close()

@@ -44,10 +44,11 @@ def test_a_memory_limit_is_asked_for_in_whole_pages(launch: Launch) -> None:
     uid, gid = docker.task_user()
     hello = {
         "pid": 1, "uid": uid, "gid": gid, "capabilities": 0, "no_new_privileges": True, "root_writable": False,
-        "memory_limit_bytes": asked,
+        "memory_limit_bytes": asked, "writable_mounts": [],
     }  # fmt: skip
     assert docker.broken_promises(launch, hello) == []
     assert docker.broken_promises(launch, {**hello, "memory_limit_bytes": 100_003_840}) != []
+    assert docker.broken_promises(launch, {**hello, "writable_mounts": ["/db"]}) == ["`/db` can be written to"]
     unlimited = replace(launch, shape=replace(SHAPE, memory_limit_bytes=None))
     assert docker.broken_promises(unlimited, {**hello, "memory_limit_bytes": None}) == []
 

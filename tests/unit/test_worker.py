@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 
 from executor.authoring import TaskEnvironment
-from executor.errors import TaskError
+from executor.errors import TaskError, UsageError
 from executor.worker import agent, child, kernel, payload
 from executor.worker.protocol import Frame, FrameReader, encode
 from executor.worker.tracebacks import render_traceback, shorten
@@ -115,6 +115,15 @@ def test_a_call_given_up_keeps_no_other_from_its_answer(host: Host) -> None:
     assert not later.cancel()
     with pytest.raises(CancelledError):
         given_up.result(0)
+
+
+def test_a_call_that_does_not_fit_is_not_sent(host: Host) -> None:
+    """The mistake is told before a container starts, and before anything is pickled."""
+    for args in ((1, 2), ("1",), ()):
+        with pytest.raises(UsageError, match=r"task `.*work` cannot be called like this"):
+            host.link.submit(work, args, {})
+    host.link.submit(work, (1,), {})
+    assert host.hear()["id"] == 1
 
 
 def test_an_awaited_call_that_times_out_is_given_up(host: Host) -> None:
