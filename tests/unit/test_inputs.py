@@ -220,7 +220,7 @@ def test_the_help_tells_types_and_defaults() -> None:
         "Options:",
         "--sequence-data PATH  Path; required",
         "--relax / --no-relax  bool; default: true",
-        "--file FILE           Path; default: data/x.fasta",
+        "--file PATH           Path; default: data/x.fasta",
         "--title TEXT          str; default: empty",
         "--ranges JSON         list[int] | None; default: none",
         "--mode a|1            Mode; default: none",
