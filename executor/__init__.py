@@ -71,11 +71,16 @@ __all__ = [
 ]
 
 
+#: Names of Flyte 2 that have another one here.
+_IN_FLYTE = {"Image": "CondaSpec", "ReusePolicy": "Reuse", "with_runcontext": "with_options", "errors": "TaskError"}
+
+
 def __getattr__(name: str) -> Any:
     if name == "__version__":
         return importlib.import_module("executor.version").VERSION
     if name not in _HOMES:
-        raise AttributeError(f"module `executor` has no attribute `{name}`")
+        instead = f"; what it is for in Flyte, `{_IN_FLYTE[name]}` is for here" if name in _IN_FLYTE else ""
+        raise AttributeError(f"module `executor` has no attribute `{name}`{instead}")
     return getattr(importlib.import_module(_HOMES[name]), name)
 
 

@@ -10,13 +10,9 @@ only, Python 3.9. What carries a run out, `executor.background`, is imported whe
 import abc
 import importlib
 import importlib.util
-import inspect
-import numbers
 import pathlib
 import reprlib
 import sys
-import types
-import typing
 from collections.abc import Coroutine
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, Optional, TypeVar, cast, overload
@@ -35,12 +31,6 @@ R = TypeVar("R")
 
 _HOST = "executor.background"
 _RUNTIMES = ("auto", "docker", "process")
-
-#: What Python's own types of numbers are for: a number of a package that is one of them fits, too.
-_NUMBERS = {int: numbers.Integral, float: numbers.Real, complex: numbers.Complex}
-_UNIONS = (typing.Union, getattr(types, "UnionType", typing.Union))
-_CONTAINERS = ("builtins", "collections.abc")
-_HOLDS_ITEMS = (list, tuple, set, frozenset)
 
 
 class Run(abc.ABC, Generic[R]):
@@ -117,7 +107,7 @@ class Options:
                 f"`executor.run` takes a task, and was given {reprlib.repr(task)}",
                 hint="pass the function with `@env.task` itself, and its inputs after it: `executor.run(fold, x)`",
             )
-        check_inputs(task, args, inputs)
+        args, inputs = shapes.check_call(shapes.describe_parameters(task.function), args, inputs, task.name)
         return importlib.import_module(_HOST).start(task, args, inputs, runtime=self.runtime, verbose=self.verbose)
 
 
@@ -156,94 +146,3 @@ def _refuse_inside_a_run(what: str) -> None:
             why="this code is part of a workflow already: it is in a task, or its module is imported for one",
             hint='in a task, call the other task itself; at module level, put this under `if __name__ == "__main__":`',
         )
-
-
-# -- inputs ------------------------------------------------------------------------------------------------------------
-
-
-def check_inputs(task: "Task[Any, Any]", args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Refuse inputs that are missing, unknown, or plainly of another type than the signature says."""
-    signature = shapes.signature(task.function)
-    try:
-        bound = signature.bind(*args, **kwargs)
-    except TypeError as exc:
-        raise UsageError(
-            f"task `{task.name}` cannot be run like this", why=str(exc), hint=f"it is `{task.short_name}{signature}`"
-        ) from None
-    hints = shapes.resolve_hints(task.function)
-    for name, given in bound.arguments.items():
-        annotation, kind = hints.get(name, Any), signature.parameters[name].kind
-        named = [(name, given)]
-        if kind is inspect.Parameter.VAR_POSITIONAL:
-            named = [(f"{name}[{index}]", each) for index, each in enumerate(given)]
-        elif kind is inspect.Parameter.VAR_KEYWORD:
-            named = list(given.items())
-        for at, value in named:
-            check_value(annotation, value, at)
-
-
-def check_value(annotation: Any, value: Any, at: str) -> None:
-    """Refuse a value that is plainly not of a type; what an annotation says that we do not know is let through.
-
-    Raises `UsageError` that says which element is wrong: `scores[2]: expected float, got 'x'`.
-    """
-    found = _misfit(annotation, value, at)
-    if found:
-        at, expected, wrong = found
-        text = expected if isinstance(expected, str) else _text(expected)
-        wants_file = isinstance(expected, type) and issubclass(expected, pathlib.PurePath) and isinstance(wrong, str)
-        raise UsageError(
-            f"{at}: expected {text}, got {reprlib.repr(wrong)}",
-            hint=f"write `pathlib.Path({wrong!r})`" if wants_file else "",
-        )
-
-
-def _text(annotation: Any) -> str:
-    text = inspect.formatannotation(annotation).replace("._local", "")  # where the class of paths lies in 3.13
-    return "None" if annotation in (None, type(None)) else text
-
-
-_Misfit = Optional[tuple[str, Any, Any]]
-
-
-def _misfit(annotation: Any, value: Any, at: str) -> _Misfit:
-    """Which element is wrong, what was expected there, and what is there; None where all fits."""
-    origin, args = typing.get_origin(annotation), typing.get_args(annotation)
-    if origin in _UNIONS:
-        fits = any(_misfit(each, value, at) is None for each in args)
-        return None if fits else _misfit_of_union(args, value, at)
-    if origin is typing.Literal:
-        fits = any(type(value) is type(each) and value == each for each in args)
-        return None if fits else (at, "one of " + ", ".join(map(repr, args)), value)
-    kind = origin or (type(None) if annotation is None else annotation)
-    if not isinstance(kind, type):
-        return None
-    try:
-        fits = isinstance(value, _NUMBERS.get(kind, kind))
-    except TypeError:  # such as a `TypedDict`
-        return None
-    if not fits:
-        return at, annotation, value
-    return _misfit_inside(kind, args, value, at) if args and kind.__module__ in _CONTAINERS else None
-
-
-def _misfit_of_union(args: tuple[Any, ...], value: Any, at: str) -> _Misfit:
-    """Of an `Optional`, what is wrong with the one type that it could be; of other unions, all of it."""
-    one, *others = [each for each in args if each is not type(None)]
-    return (at, " | ".join(map(_text, args)), value) if others else _misfit(one, value, at)
-
-
-def _misfit_inside(kind: type, args: tuple[Any, ...], value: Any, at: str) -> _Misfit:
-    """The first wrong element of a container that was found to be of the right kind itself."""
-    if kind is tuple and args[-1] is not ...:
-        if len(args) != len(value):
-            return at, f"a tuple of {len(args)}", value
-        inside = [(each, one, f"{at}[{n}]") for n, (each, one) in enumerate(zip(args, value))]
-    elif isinstance(value, _HOLDS_ITEMS):
-        inside = [(args[0], one, f"{at}[{n}]") for n, one in enumerate(value)]
-    elif isinstance(value, dict) and len(args) == 2:
-        inside = [(args[0], key, f"a key of {at}") for key in value]
-        inside += [(args[1], one, f"{at}[{key!r}]") for key, one in value.items()]
-    else:
-        return None
-    return next(filter(None, (_misfit(*each) for each in inside)), None)

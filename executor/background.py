@@ -226,7 +226,11 @@ def _failure(view: RunView) -> RunLocalError:
         outcome = "cancelled" if view.status == "cancelled" else "lost"
         story = outcome_story(outcome, task=view.workflow, environment=view.workflow.partition(".")[0], call="1")
     told = f"`run-local show {view.id}` tells more, `run-local logs {view.id}` what the tasks printed"
-    return TaskError(render_failure(story), hint=told, facts={**story, "run": view.id})
+    error = TaskError(render_failure(story), hint=told, facts={**story, "run": view.id})
+    if call and call.raised:
+        with contextlib.suppress(Exception):  # opening it is user code
+            error.original = _open_stored(view.folder.parent.parent, call.raised, [])
+    return error
 
 
 def _wait_for_runs() -> None:
@@ -260,13 +264,18 @@ def _store_values(store: Store, args: tuple[Any, ...], kwargs: dict[str, Any], s
     return value
 
 
-def _open_value(home: Path, told: dict[str, Any], files: list[Path]) -> Any:
+def _open_stored(home: Path, told: dict[str, Any], files: list[Path]) -> Any:
     """The value that a record speaks of; what is attached to it under a name lies at `files`."""
     store, stored = Store(home, home / "tmp"), read_value(told)
     place: dict[str, Any] = {"at": str(store.path(stored.sha256)), "type": stored.type, "files": []}
     for each, file in zip(stored.files, files, strict=True):
         place["files"].append({"name": each.name, "at": str(file if each.name else store.path(each.sha256))})
-    value = payload.load({**place, "environment": stored.environment}, b"", payload.Folders("/", "/", []))
+    return payload.load({**place, "environment": stored.environment}, b"", payload.Folders("/", "/", []))
+
+
+def _open_value(home: Path, told: dict[str, Any], files: list[Path]) -> Any:
+    """The same of a result; raises `MissingModule` where all of it is a handle."""
+    value = _open_stored(home, told, files)
     info = opaque.opaque_info(value)
     if info:
         raise MissingModule(

@@ -213,11 +213,15 @@ def render_failure(error: Mapping[str, Any]) -> str:
         lines += ["", first["traceback"].rstrip(), ""]
     if first.get("environment") and first.get("call"):
         lines += [f"  in environment `{first['environment']}`, call {first['call']}"]
-    lines += [f"  called by `{caller['task']}`, call {caller['call']}{_where(caller)}" for caller in callers]
+    for inner, caller in zip([first, *callers], callers, strict=False):
+        lines.append(f"  called by `{caller['task']}`, call {caller['call']}{_where(caller)}")
+        if (caller["code"], caller["message"]) != (inner["code"], inner["message"]) and caller["code"] != "TaskError":
+            lines.append(f"    which made of it {caller['code']}: {caller['message']}")
     return "\n".join(lines)
 
 
 def _where(story: Mapping[str, Any]) -> str:
-    """Where a caller stood, from the frame of its traceback that called."""
+    """Where a caller stood: the last line of the project's own in its traceback, where files have relative names."""
     frames = [line.strip() for line in story.get("traceback", "").splitlines() if line.strip().startswith("File ")]
-    return f", {frames[-1].removeprefix('File ')}" if frames else ""
+    ours = [frame for frame in frames if not frame.startswith('File "/')]
+    return f", {(ours or frames)[-1].removeprefix('File ')}" if frames else ""

@@ -132,8 +132,9 @@ def _declaring(name: str, source: _Source, root: Path) -> Path | None:
 
 def _refers_to_nothing(name: str, manifest: Manifest, source: _Source, root: Path) -> ProjectError:
     if name in manifest.references:
-        tasks = sorted({f"{name.partition('.')[0]}.{each.name}" for each in source.declared} | manifest.tasks.keys())
-        near = _nearest(name, [*manifest.tasks, *tasks])
+        environment = name.partition(".")[0]
+        there = {f"{environment}.{each.name}" for each in source.declared if source.is_of(each, environment)}
+        near = _nearest(name, sorted(there | manifest.tasks.keys()))
         why = f"no file below `{root}` declares a task of that name in an environment of that name"
         return ProjectError(f"{manifest.references[name]}: there is no task `{name}` to refer to", why, near)
     of = next(entry for entry in manifest.environments.values() if name in (*entry.depends_on, *entry.extends))

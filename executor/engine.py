@@ -91,6 +91,7 @@ class Plan:
             run=self.run,
             number=number,
             environment=environment,
+            specification=entry.specification,
             key=made.key,
             image=made.image,
             prefix=made.prefix,
@@ -235,11 +236,19 @@ class Engine:
         caller = self._calls.get(call.parent or "")
         if caller and caller.slot and caller.attempt == call.made_in:
             self._answer(caller, caller.slot, call, error)
-        ended = CallEnded(call=command.call, status=status, value=None, preview=call.preview, error=error)
+        raised = self._store_raised(*call.raised) if error and call.raised else None
+        ended = CallEnded(call=command.call, status=status, preview=call.preview, error=error, raised=raised)
         if error or call.value is None:
             self._record_end(ended)
         else:
             self._keep(call.value, lambda ref: self._record_end(replace(ended, value=ref.to_json())))
+
+    def _store_raised(self, place: Mapping[str, Any], body: bytes) -> dict[str, Any] | None:
+        """Commit the exception of a failed call, where it is a value."""
+        try:
+            return self._store.receive(place, body, [], self._plan.folder, {}).commit(self._store).to_json()
+        except ValueRefused:
+            return None
 
     def _record_end(self, ended: CallEnded) -> None:
         self._ended[ended.call] = ended

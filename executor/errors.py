@@ -11,6 +11,7 @@
       x WorkflowFailed        a task failed                                             exit code 1
       x TaskError             what a caller sees of a call that failed
       x MissingModule         a package that this environment does not hold was used
+      x NotPicklable          an argument or a value cannot be sent to another task
       x Bug                   run-local broke one of its own promises
 
 No class but the root has an `__init__`, so all of them survive pickling. This module travels into containers.
@@ -109,6 +110,10 @@ class MissingModule(RunLocalError, ModuleNotFoundError):
     """A package that this environment does not hold was used."""
 
 
+class NotPicklable(RunLocalError, TypeError):
+    """An argument or a value cannot be sent to another task."""
+
+
 class TaskError(RunLocalError):
     """A called task failed. Raised in the caller, where it can be caught.
 
@@ -119,7 +124,10 @@ class TaskError(RunLocalError):
 
     @property
     def code(self) -> str:
-        """The class name of the exception that the task raised, or the outcome (`exit`, `signal`, `timeout`)."""
+        """The class name of the exception that the task raised, or the outcome (`exit`, `signal`, `timeout`).
+
+        Where the task let the failure of a call of its own pass, it is that one's.
+        """
         return str(self.facts.get("code", ""))
 
     @property

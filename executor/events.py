@@ -82,13 +82,17 @@ class AttemptEnded:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CallEnded:
-    """A call is over: its value is committed (`value`, `preview`), or it failed (`error`)."""
+    """A call is over: its value is committed (`value`, `preview`), or it failed (`error`).
+
+    raised: the exception that it failed with, as a committed value, where it is one
+    """
 
     call: str
     status: Status
     value: Mapping[str, Any] | None = None
     preview: Mapping[str, Any] | None = None
     error: Mapping[str, Any] | None = None
+    raised: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

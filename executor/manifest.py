@@ -135,6 +135,13 @@ class EnvironmentEntry:
     fork: bool = True
     mounts: tuple[MountEntry, ...] = ()
 
+    @property
+    def specification(self) -> str:
+        """Where it is said what the environment holds, for messages."""
+        if self.spec is not None:
+            return f"the `CondaSpec` of `{self.name}` ({self.file}:{self.line})"
+        return self.image or f"envs/{self.name}/environment.yml"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import datetime
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -55,6 +57,10 @@ def show_command(run: str, as_json: bool) -> None:
     root = view.root_call
     if root and root.error:
         click.echo(render_failure(root.error))
+    told = _links(root.error) if root and root.error else []
+    for call in view.calls.values():
+        if call.error and call.status == "failed" and call.id not in told and call is not root:
+            click.echo(f"{call.id} {call.task}: {call.error['code']}: {call.error['message']}")
     if view.error:
         click.echo(f"error: {RunLocalError(view.error['what'], view.error['why'], view.error['hint'])}")
     if view.outputs.exists() and any(view.outputs.iterdir()):
@@ -76,6 +82,11 @@ def logs_command(run: str, call: str | None) -> None:
             if each.attempts > 1:
                 click.echo(click.style(f"-- attempt {attempt}", bold=True))
             _print_log(view.log(each.id, attempt))
+
+
+def _links(error: Mapping[str, Any] | None) -> list[str]:
+    """The calls that a story tells of."""
+    return [str(error.get("call")), *_links(error.get("cause"))] if error else []
 
 
 def _print_log(log: Path) -> None:

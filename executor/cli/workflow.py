@@ -98,7 +98,10 @@ def document(view: RunView, result: Any) -> dict[str, Any]:
         "status": view.status,
         "runtime": view.runtime,
         "result": result,
-        "calls": [{field: getattr(call, field) for field in fields} for call in view.calls.values()],
+        "calls": [
+            {**{field: getattr(call, field) for field in fields}, **({"error": call.error} if call.error else {})}
+            for call in view.calls.values()
+        ],
         "outputs": str(view.outputs),
         **({"error": error} if error else {}),
     }

@@ -80,6 +80,7 @@ class CallView:
     value: dict[str, Any] | None = None
     preview: dict[str, Any] | None = None
     error: dict[str, Any] | None = None
+    raised: dict[str, Any] | None = None
     evidence: dict[str, Any] = field(default_factory=dict)
 
 
@@ -203,6 +204,7 @@ def _attempt_ended(view: RunView, fact: dict[str, Any]) -> None:
 def _call_ended(view: RunView, fact: dict[str, Any]) -> None:
     call = view.calls[fact["call"]]
     call.status, call.value, call.preview, call.error = fact["status"], fact["value"], fact["preview"], fact["error"]
+    call.raised = fact.get("raised")
 
 
 def _run_ended(view: RunView, fact: dict[str, Any]) -> None:

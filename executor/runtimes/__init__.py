@@ -24,6 +24,7 @@ class Launch:
 
     run, number:  name the slot
     environment:  the name of its environment; image or prefix is what it was built into
+    specification: where that says what it holds, for messages
     variables:    what its specification sets; an image has them in itself
     project:      the snapshot of the source; import_roots are folders in it
     library:      the folder with run-local's own code for containers
@@ -37,6 +38,7 @@ class Launch:
     run: str
     number: int
     environment: str
+    specification: str
     key: str
     image: str | None
     prefix: Path | None

@@ -300,6 +300,7 @@ def agent_config(
         "project": project,
         "roots": [project if root == "." else f"{project}/{root}" for root in launch.import_roots],
         "environment": launch.environment,
+        "specification": launch.specification,
         "preload": list(launch.preload),
         "fork": launch.fork,
         "env_vars": dict(launch.env_vars) if launch.preload else {},

@@ -23,7 +23,7 @@ from concurrent.futures import Future
 from typing import Any, Callable
 
 from executor import authoring
-from executor.errors import ProjectError, RunLocalError, TaskError, UsageError
+from executor.errors import NotPicklable, ProjectError, RunLocalError, TaskError, UsageError
 from executor.worker import opaque, payload, shapes, stubs
 from executor.worker.output import flush_streams, open_streams
 from executor.worker.preview import preview
@@ -70,8 +70,8 @@ class Link:
                 why="only the task's own process may call other tasks; its threads may, too",
                 hint="call tasks before or after the parallel part, or let them be the parallel part",
             )
-        self._check(task, args, kwargs)
-        place, body, fds, _ = payload.dump((args, kwargs), self._folders, keep=True)
+        args, kwargs = self._check(task, args, kwargs)
+        place, body, fds, _ = _dump(f"an argument of `{task.name}`", (args, kwargs), self._folders, keep=True)
         future: Future[Callable[[], Any]] = Future()
         with self._lock:
             self._calls += 1
@@ -85,8 +85,10 @@ class Link:
         future.add_done_callback(lambda done: self._abandon(number) if done.cancelled() else None)
         return future
 
-    def _check(self, task: authoring.Task[Any, Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Refuse arguments that are missing, unknown or of a wrong type, before anything is sent."""
+    def _check(
+        self, task: authoring.Task[Any, Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Refuse arguments that are missing, unknown or of a wrong type, before anything is sent; paths become paths."""
         if task.name not in self._parameters:
             referred = authoring.REFERRED.get(task.name)
             if isinstance(task, authoring.ReferenceTask):
@@ -94,8 +96,9 @@ class Link:
             else:
                 self._parameters[task.name] = shapes.describe_parameters(task.function)
         parameters = self._parameters[task.name]
-        if parameters is not None:  # the host refuses a task that nobody declared
-            shapes.check_call(parameters, args, kwargs, task.name)
+        if parameters is None:  # the host refuses a task that nobody declared
+            return args, kwargs
+        return shapes.check_call(parameters, args, kwargs, task.name)
 
     def _abandon(self, number: int) -> None:
         """Tell the host that nobody waits for this call any more."""
@@ -136,7 +139,7 @@ class Link:
 def run(config: dict[str, Any], frame: Frame, channel: socket.socket) -> int:
     """Run the attempt that a TASK frame describes; answers with the exit status of this process."""
     folders = payload.Folders(config["inputs"], config["outputs"], config["private"], config["environment"])
-    opaque.HERE[0] = config["environment"]
+    opaque.HERE[:] = [config["environment"], config["specification"]]
     header, link = frame.header, Link(channel, folders)
     try:
         _prepare(config, header)
@@ -146,7 +149,7 @@ def run(config: dict[str, Any], frame: Frame, channel: socket.socket) -> int:
         value = task.function(*args, **kwargs)
         if inspect.iscoroutine(value):
             value = asyncio.run(value)
-        place, body, fds, attached = payload.dump(value, folders, keep=False)
+        place, body, fds, attached = _dump(f"the value of `{header['task']}`", value, folders, keep=False)
         link.send({"kind": "RESULT", "value": place, "preview": preview(value, attached)}, body, fds)
         status = 0
     except BaseException as exc:  # noqa: BLE001  user code may raise anything, and all of it is news
@@ -154,6 +157,21 @@ def run(config: dict[str, Any], frame: Frame, channel: socket.socket) -> int:
         status = 1
     _finish()
     return status
+
+
+def _dump(what: str, value: Any, folders: payload.Folders, *, keep: bool) -> payload.Parcel:
+    """A value ready to be sent; raises `NotPicklable`, with what it is, where it cannot be."""
+    try:
+        return payload.dump(value, folders, keep=keep)
+    except (RunLocalError, MemoryError, OSError):
+        raise
+    except Exception as exc:
+        raise NotPicklable(
+            f"{what} cannot be sent",
+            why=f"{type(exc).__name__}: {exc}",
+            hint="what travels between tasks has to pickle: plain data, arrays, objects of classes that can be imported;"
+            " an open file, a generator, a lock or a connection does not",
+        ) from exc
 
 
 def run_from(config: dict[str, Any], channel: socket.socket) -> int:
@@ -170,7 +188,7 @@ def run_from(config: dict[str, Any], channel: socket.socket) -> int:
 def _demand_preloaded(config: dict[str, Any]) -> None:
     for module, why in NOT_PRELOADED:
         environment = config["environment"]
-        hint = f"add its package to envs/{environment}/environment.yml, or take it out of `Reuse(preload=[…])`"
+        hint = f"add its package to {config['specification']}, or take it out of `Reuse(preload=[…])`"
         raise ProjectError(f"`{module}` cannot be preloaded in environment `{environment}`", why=why, hint=hint)
 
 
@@ -210,7 +228,7 @@ def _load(
 ) -> tuple[authoring.Task[Any, Any], tuple[Any, ...], dict[str, Any]]:
     header, body, fds = frame
     authoring.REFERRED.update(header["references"])
-    stubs.install(config["roots"], config["environment"])
+    stubs.install(config["roots"], config["environment"], config["specification"])
     task = importlib.import_module(header["module"])
     for part in header["qualname"].split("."):
         task = getattr(task, part)
@@ -249,9 +267,10 @@ def _tell(
 
 
 def _raised(exc: BaseException, folders: payload.Folders) -> tuple[dict[str, Any], bytes]:
-    """An exception as a value, where it can be one and is small."""
+    """An exception as a value, where it can be one and is small; of one that passes through, the first."""
+    original = exc.original if isinstance(exc, TaskError) and exc.original is not None else exc
     try:
-        place, body, fds, _ = payload.dump(exc, folders, keep=True)
+        place, body, fds, _ = payload.dump(original, folders, keep=True)
     except Exception:  # noqa: BLE001  user code
         return {}, b""
     close_all(fds)
@@ -262,7 +281,9 @@ def _raised(exc: BaseException, folders: payload.Folders) -> tuple[dict[str, Any
 def _story(exc: BaseException, header: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
     """The failure as plain data: what, where, the user's own frames, and the failed call that caused it, if one did."""
     story = _short_story(exc, header, config)
-    if isinstance(exc, RunLocalError):
+    if isinstance(exc, TaskError) and exc.facts:  # it passes through: its caller asks what it was
+        story.update({name: exc.facts.get(name, "") for name in ("code", "message", "why", "hint")})
+    elif isinstance(exc, RunLocalError):
         story.update(message=shorten(exc.what), why=shorten(exc.why), hint=shorten(exc.hint))
     return {**story, "traceback": shorten(render_traceback(exc, config["project"])), "cause": _inner_story(exc)}
 

@@ -89,7 +89,9 @@ def _place(exc: BaseException, root: str) -> str:
 
 def _describe(request: dict[str, Any]) -> dict[str, Any]:
     missing: dict[str, dict[str, None]] = {}
-    stand_ins = stubs.install(request["roots"], "", lambda name, at: missing.setdefault(name, {}).update({at: None}))
+    stand_ins = stubs.install(
+        request["roots"], "", "", lambda name, at: missing.setdefault(name, {}).update({at: None})
+    )
     authoring.CALLER.append(_refuse_call)
     signal.signal(signal.SIGALRM, _give_up)
     signal.setitimer(signal.ITIMER_REAL, request["patience_s"])

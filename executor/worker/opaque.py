@@ -21,8 +21,8 @@ from typing import Any, Callable, NamedTuple, NoReturn
 
 from executor.errors import MissingModule
 
-#: The name of the environment that this process runs in.
-HERE = [""]
+#: The environment that this process runs in: its name, and where its specification is.
+HERE = ["", ""]
 
 _OPENING = threading.local()
 _MOST_ELEMENTS = 100
@@ -161,6 +161,7 @@ class OpaqueType(type):
     __run_local_opaque__ = True
     _missing: str
     _origin: str
+    _stands_for: OpaqueType | None
 
     def __call__(cls, *args: Any, **kwargs: Any) -> Any:
         """Take note of the call, for whoever can carry it out."""
@@ -190,6 +191,7 @@ class Opaque(metaclass=OpaqueType):
     __run_local_opaque__ = True
     _missing = ""
     _origin = ""
+    _stands_for: OpaqueType | None = None
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Opaque:
         """What the pickle of an object calls before it sets its state."""
@@ -235,7 +237,7 @@ class Opaque(metaclass=OpaqueType):
         if self._how == "attribute":
             return (getattr, self._args)
         if self._how == "call":
-            return (kind, self._args, *rest)
+            return (kind._stands_for or kind, self._args, *rest)
         if self._kwargs:
             return (copyreg.__newobj_ex__, (kind, self._args, self._kwargs), *rest)  # type: ignore[attr-defined]
         return (copyreg.__newobj__, (kind, *self._args), *rest)  # type: ignore[attr-defined]
@@ -254,6 +256,11 @@ class Opaque(metaclass=OpaqueType):
         return f"<opaque {_type_name(self)}{text}, without `{type(self)._missing}`>"
 
     def __str__(self) -> str:
+        return repr(self)
+
+    def __format__(self, spec: str) -> str:
+        if spec:
+            raise refusal(self, f"format(…, {spec!r})")
         return repr(self)
 
     def _demand_opening(self, used: str) -> None:
@@ -302,16 +309,21 @@ def _handle(kind: Any, how: str, args: tuple[Any, ...], kwargs: dict[str, Any]) 
 def refusal(of: Any, used: str) -> MissingModule:
     """The error for a use of a handle: the module, the two environments, and the ways out."""
     kind = of if isinstance(of, OpaqueType) else type(of)
-    here, origin, missing = HERE[0], kind._origin, kind._missing
+    (here, specification), origin, missing = HERE, kind._origin, kind._missing
     made = f"it was made in environment `{origin}`, and " if origin else ""
+    there = f"in `{here}`" if here else "installed here"
     reason = of._reason if isinstance(of, OpaqueValue) else ""
     ways = (
-        f"pass it on to a task that can open it, or add the package of `{missing}` to envs/{here}/environment.yml, or"
+        f"pass it on to a task that can open it, or add the package of `{missing}` to {specification}, or"
         f" declare `{here}` with `extends=[…]` of an environment that holds it, or let the task return plain data"
     )
+    if not here:
+        ways = f"install the package of `{missing}` here, or let the task return plain data"
+    elif used in ("__eq__", "__ne__", "__bool__"):
+        ways = f"`is None` asks whether there is a value at all; {ways}"
     error = MissingModule(
-        f"a value of type `{_type_name(of)}` cannot be used in environment `{here}`",
-        why=f"`{used}` is asked of it; {made}{reason or f'`{missing}` is not in `{here}`'}",
+        f"a value of type `{_type_name(of)}` cannot be used {f'in environment `{here}`' if here else 'here'}",
+        why=f"`{used}` is asked of it; {made}{reason or f'`{missing}` is not {there}'}",
         hint="define it at the top level of a module of the project, then it travels by its name" if reason else ways,
         facts={"module": missing, "environment": here, "origin": origin},
     )
@@ -349,13 +361,15 @@ for _name in _OPERATORS:
 
 
 def elements(value: Any) -> Iterator[tuple[str, Any]]:
-    """What is in a container or dataclass, and how it is reached from there: `[0]`, `['name']`, `.name`."""
+    """What is in a container, dataclass or exception, and how it is reached from there: `[0]`, `['name']`, `.name`."""
     if isinstance(value, (list, tuple)):
         yield from ((f"[{index}]", each) for index, each in enumerate(value[:_MOST_ELEMENTS]))
     elif isinstance(value, dict):
         for key in list(value)[:_MOST_ELEMENTS]:
             if isinstance(key, (str, int)):
                 yield f"[{key!r}]", value[key]
+    elif isinstance(value, BaseException):
+        yield from ((f".{name}", each) for name, each in list(vars(value).items())[:_MOST_ELEMENTS])
     elif hasattr(type(value), "__dataclass_fields__"):
         for name in type(value).__dataclass_fields__:
             yield f".{name}", getattr(value, name, None)
@@ -366,6 +380,10 @@ def label(value: Any, told: dict[str, Any], at: str = "") -> None:
     if isinstance(type(value), OpaqueType):
         kind, text = told.get(at) or ("", "")
         object.__setattr__(value, "_told", (str(kind), str(text)))
+        if kind and value._how == "call":  # a function made it, and its class has the name of that
+            module, _, name = str(kind).rpartition(".")
+            names = {"__module__": module, "__qualname__": name, "__slots__": (), "_stands_for": type(value)}
+            object.__setattr__(value, "__class__", OpaqueType(name, (type(value),), names))
     elif any(path.startswith(at) for path in told):
         for way, each in elements(value):
             label(each, told, at + way)

@@ -59,6 +59,7 @@ _OUT_OF_BAND_BYTES = 4096
 _WORTH_PASSING_ON = 64 * 2**10
 _MOST_GIVEN = MOST_FDS - 4
 _MOST_ENTRIES = 50_000
+_MADE_BY_CLASS_STATEMENT = 1 << 9  # Py_TPFLAGS_HEAPTYPE
 
 #: What this thread opens: the attachments of the payload, by their index in it.
 _OPENING = threading.local()
@@ -211,6 +212,8 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
             return opaque.recipe(obj)
         if isinstance(obj, opaque.OpaqueValue):
             return self._reduce_whole(obj._args[0])
+        if isinstance(obj, BaseException) and _has_arguments_of_its_own(type(obj)):
+            return (_raise_again, (type(obj), obj.args), obj.__dict__ or None)
         return super().reducer_override(obj)
 
     def _take_buffer(self, buffer: pickle.PickleBuffer) -> bool:
@@ -315,6 +318,28 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
             except OSError:  # another file system, such as the tmpfs on /tmp
                 shutil.copyfile(real, target)
         return at
+
+
+def _has_arguments_of_its_own(kind: type[BaseException]) -> bool:
+    """Whether an exception cannot be made again by calling its class with its `args`, as pickle does it.
+
+    That is so where its `__init__` is Python's; below it must be an exception that keeps nothing but its `args`.
+    """
+    pickled_plainly = (kind.__reduce__, kind.__reduce_ex__) == (BaseException.__reduce__, BaseException.__reduce_ex__)
+    below = next(base for base in kind.__mro__ if not base.__flags__ & _MADE_BY_CLASS_STATEMENT)
+    keeps_args_only = below.__basicsize__ == BaseException.__basicsize__ and not isinstance(
+        kind.__new__, types.FunctionType
+    )
+    return isinstance(kind.__init__, types.FunctionType) and pickled_plainly and keeps_args_only
+
+
+def _raise_again(kind: Any, args: tuple[Any, ...]) -> Any:
+    """An exception with these `args`; its `__init__`, which may ask for others, is not called."""
+    if isinstance(kind, opaque.OpaqueType):
+        return kind(*args)
+    made = kind.__new__(kind, *args)
+    made.args = args
+    return made
 
 
 def is_within(folder: str, target: str) -> bool:

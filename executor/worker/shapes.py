@@ -218,8 +218,11 @@ def describe_parameters(function: Callable[..., Any]) -> list[dict[str, Any]]:
 
 def check_call(
     parameters: Sequence[Mapping[str, Any]], args: Sequence[Any], kwargs: Mapping[str, Any], task: str
-) -> None:
-    """Refuse a call whose arguments are missing, unknown, given twice or of a wrong type, with all that is wrong."""
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments of a call, in which what was given for a path is one of the kind that is asked for.
+
+    Refuses one whose arguments are missing, unknown, given twice or of a wrong type, with all that is wrong.
+    """
     named = {each["name"]: each for each in parameters if not each["kind"].startswith("var_")}
     kinds = {each["kind"] for each in parameters}
     in_order = [each for each in named.values() if each["kind"].startswith("positional_")]
@@ -241,6 +244,19 @@ def check_call(
         shown = ", ".join(_shown(each) for each in parameters)
         hint = f"it is `{task.rpartition('.')[2]}({shown})`"
         raise UsageError(f"task `{task}` cannot be called like this", why="\n".join(wrong), hint=hint)
+    types = {name: each["type"] for name, each in named.items()}
+    positional = [_as_path(each["type"], value) for each, value in zip(in_order, args)]
+    by_name = {name: _as_path(types[name], value) if name in types else value for name, value in kwargs.items()}
+    return (*positional, *args[len(positional) :]), by_name
+
+
+def _as_path(doc: Mapping[str, Any], value: Any) -> Any:
+    """A path, a `File` or a `Dir`, where one is asked for and another, or a text, is given."""
+    kind = doc["item"]["kind"] if doc["kind"] == "optional" else doc["kind"]
+    make: Any = {"path": pathlib.Path, "file": File, "dir": Dir}.get(kind)
+    if make is None or isinstance(value, make) or not isinstance(value, (str, os.PathLike)):
+        return value
+    return make(value)
 
 
 def _shown(parameter: Mapping[str, Any]) -> str:

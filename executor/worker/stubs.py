@@ -37,13 +37,14 @@ _OPERATORS = (
 _CONVERSIONS = ("iter", "len", "int", "float", "complex", "index", "fspath", "bytes", "next", "await", "reversed")
 
 
-def install(roots: Sequence[str], environment: str, note: Note = lambda *_: None) -> Stubs:
+def install(roots: Sequence[str], environment: str, specification: str = "", note: Note = lambda *_: None) -> Stubs:
     """From now on, answer imports by source below `roots` of what is missing with stand-ins.
 
     roots:       folders of the project's source, absolute
     environment: for the errors; empty while a workflow is described, when no environment is there at all
+    specification: where it says what it holds, for the errors, too
     """
-    stubs = Stubs(roots, environment, note)
+    stubs = Stubs(roots, environment, specification, note)
     builtins.__import__ = stubs.wrap(builtins.__import__)
     return stubs
 
@@ -51,8 +52,8 @@ def install(roots: Sequence[str], environment: str, note: Note = lambda *_: None
 class Stubs:
     """What the stand-ins of one process have in common: whose imports get one, and when they are lenient."""
 
-    def __init__(self, roots: Sequence[str], environment: str, note: Note) -> None:
-        self.environment = environment
+    def __init__(self, roots: Sequence[str], environment: str, specification: str, note: Note) -> None:
+        self.environment, self.specification = environment, specification
         self._roots = sorted({*map(os.path.abspath, roots), *map(os.path.realpath, roots)}, key=len, reverse=True)
         self._note = note
         self._loading = threading.local()
@@ -147,7 +148,7 @@ class Stub:
         environment = self._stubs.environment
         why, what = f"`{used}` is used here, which {self._place} imports", f"environment `{environment}`"
         hint = (
-            f"add the package of `{module}` to envs/{environment}/environment.yml, or move the import into the task"
+            f"add the package of `{module}` to {self._stubs.specification}, or move the import into the task"
             f" that needs it, or declare `{environment}` with `extends=[…]` of an environment that holds it, or call the"
             ' tasks of that module by name: `reference_task("environment.function")`'
         )

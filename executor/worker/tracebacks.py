@@ -14,7 +14,7 @@ _NOT_THE_USERS = (
     "<frozen importlib",
     os.path.join(os.path.dirname(os.path.abspath(os.__file__)), "importlib") + os.sep,
 )
-_CALLS_OF_TASKS = frozenset({"__call__", "_await"})
+_CALLS_OF_TASKS = os.path.join(_PACKAGE, "authoring.py")
 
 
 def render_traceback(exc: BaseException, project: str) -> str:
@@ -50,7 +50,7 @@ def user_frames(stack: traceback.StackSummary) -> list[traceback.FrameSummary]:
     for frame in stack:
         if not frame.filename.startswith(_NOT_THE_USERS):
             kept.append(frame)
-        elif kept and frame.name in _CALLS_OF_TASKS:
+        elif kept and frame.filename == _CALLS_OF_TASKS:
             break
     return kept
 

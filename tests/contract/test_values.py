@@ -60,6 +60,8 @@ CHILDREN = """
 
     @rich.task
     def fail(n: int):
+        if n == 1:
+            np.linalg.inv(np.zeros((2, 2)))
         raise Odd(np.ones(n))
 
 
@@ -144,7 +146,8 @@ PARENT = """
         return {
             "map": total([*arrays, *gathered]),
             "codes": [error.code for error in failed],
-            "originals": [executor.opaque_info(error.original).type for error in failed],
+            "originals": [executor.opaque_info(failed[0].original).type, type(failed[1].original).__name__],
+            "inside": executor.opaque_info(failed[1].original.array).type,
             "kinds": kind_names(kinds()),
         }
 
@@ -210,8 +213,9 @@ def test_classes_exceptions_map_and_gather_pass_through_it(call: Call) -> None:
     assert done.code == 0, done.stderr
     assert done.document["result"] == {
         "map": 20.0,
-        "codes": ["Odd", "Odd"],
-        "originals": ["children.Odd", "children.Odd"],
+        "codes": ["LinAlgError", "Odd"],
+        "originals": ["numpy.linalg.LinAlgError", "Odd"],
+        "inside": "numpy.ndarray",
         "kinds": ["ndarray", "float64", "arange", "Odd"],
     }
 

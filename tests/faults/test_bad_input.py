@@ -112,7 +112,7 @@ def check(
         (
             ["work"],
             """
-            error: `work` needs `--path FILE`
+            error: `work` needs `--path PATH`
               hint: usage: run-local work [OPTIONS]
             """,
         ),
@@ -186,7 +186,7 @@ def test_impossible_declarations(run_local: RunLocal, project: MakeProject, sour
         (
             "channels: [conda-forge]\ndependencies:\n  - python\n  broken: [\n",
             """
-              why: PROJECT/envs/leaf/environment.yml:4:3: expected <block end>, but found '?'
+              why: envs/leaf/environment.yml:4:3: expected <block end>, but found '?'
             """,
         ),
         (

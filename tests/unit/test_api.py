@@ -13,8 +13,8 @@ import pytest
 
 import executor
 from executor import Run, TaskEnvironment
-from executor.api import check_inputs, check_value
 from executor.errors import UsageError
+from executor.worker import shapes
 
 env = TaskEnvironment("api-of-tests")
 T = TypeVar("T")
@@ -84,53 +84,58 @@ def as_mypy_sees_it() -> tuple[Run[dict[str, float]], Run[int]]:
 )
 def test_what_fits_or_cannot_be_told_is_let_through(annotation: Any, value: Any) -> None:
     """Numbers of packages are numbers; what an annotation says that we do not know is nobody's mistake."""
-    check_value(annotation, value, "x")
+    check(annotation, value)
 
 
 @pytest.mark.parametrize(
     ("annotation", "value", "told"),
     [
-        (int, "1", "x: expected int, got '1'"),
-        (int, 1.0, "x: expected int, got 1.0"),
-        (str, b"x", "x: expected str, got b'x'"),
-        (bool, 1, "x: expected bool, got 1"),
-        (None, 1, "x: expected None, got 1"),
-        (pathlib.Path, "a.txt", "x: expected pathlib.Path, got 'a.txt'\n  hint: write `pathlib.Path('a.txt')`"),
-        (Colour, "red", "x: expected test_api.Colour, got 'red'"),
-        (int | None, "1", "x: expected int, got '1'"),
-        (int | str, 1.5, "x: expected int | str, got 1.5"),
-        (Literal["a", 1], True, "x: expected one of 'a', 1, got True"),
-        (list[int], (1,), "x: expected list[int], got (1,)"),
-        (list[int], [1, "2"], "x[1]: expected int, got '2'"),
-        (Sequence[int], (1, None), "x[1]: expected int, got None"),
-        (tuple[int, str], (1,), "x: expected a tuple of 2, got (1,)"),
-        (tuple[int, ...], (1, "2"), "x[1]: expected int, got '2'"),
-        (dict[str, list[float]], {"a": [1, "2"]}, "x['a'][1]: expected float, got '2'"),
-        (dict[str, int], {1: 1}, "a key of x: expected str, got 1"),
+        (int, "1", '`x` must be a whole number, and is "1"'),
+        (int, 1.5, "`x` must be a whole number, and is 1.5"),
+        (str, b"x", "`x` must be text, and is b'x'"),
+        (bool, 1, "`x` must be true or false, and is 1"),
+        (pathlib.Path, 3, "`x` must be the path of a file or folder, and is 3"),
+        (int | None, "1", '`x` must be a whole number, and is "1"'),
+        (Literal["a", 1], "b", '`x` must be one of "a", 1, and is "b"'),
+        (list[int], 1, "`x` must be a list, and is 1"),
+        (list[int], [1, "2"], '`x[1]` must be a whole number, and is "2"'),
+        (Sequence[int], (1, None), "`x[1]` must be a whole number, and is null"),
+        (tuple[int, str], (1,), "`x` must be a tuple of 2, and is (1,)"),
+        (dict[str, list[float]], {"a": [1, "2"]}, "`x['a'][1]` must be a number, and is \"2\""),
+        (Point, 3, "`x` must be a `test_api.Point`, and is 3"),
     ],
 )
 def test_what_does_not_fit_is_told_with_its_place(annotation: Any, value: Any, told: str) -> None:
     """The element, what was expected there, and what is."""
     with pytest.raises(UsageError) as refused:
-        check_value(annotation, value, "x")
-    assert str(refused.value).replace(__name__, "test_api") == told
+        check(annotation, value)
+    assert refused.value.why.replace(__name__, "test_api") == told
+
+
+def check(annotation: Any, value: Any) -> None:
+    """A call of a function with one parameter of this type."""
+    parameter = {
+        "name": "x",
+        "type": shapes.describe_type(annotation),
+        "required": True,
+        "kind": "positional_or_keyword",
+    }
+    shapes.check_call([parameter], (value,), {}, "env.task")
 
 
 @pytest.mark.parametrize(
     ("args", "kwargs", "told"),
     [
-        ((), {}, "missing a required argument: 'sequence'"),
-        (("A",), {"sequence": "A"}, "multiple values for argument 'sequence'"),
-        (("A", "3"), {}, "rounds: expected int, got '3'"),
-        (("A", 3, "x", 4), {}, "names[1]: expected str, got 4"),
-        (("A",), {"best": "1"}, "best: expected float, got '1'"),
+        ((), {}, "`sequence` is missing"),
+        (("A",), {"sequence": "A"}, "`sequence` is given twice"),
+        (("A", "3"), {}, '`rounds` must be a whole number, and is "3"'),
     ],
 )
 def test_inputs_are_those_of_the_signature(args: tuple[Any, ...], kwargs: dict[str, Any], told: str) -> None:
-    """Missing, given twice, or of the wrong type, also where the signature takes any number of them."""
-    check_inputs(fold, ("A", 1, "x"), {"best": 1.0})
+    """Missing, given twice, or of the wrong type; more of them where the signature takes any number."""
+    shapes.check_call(shapes.describe_parameters(fold.function), ("A", 1, "x"), {"best": 1.0}, fold.name)
     with pytest.raises(UsageError) as refused:
-        check_inputs(fold, args, kwargs)
+        executor.run(fold, *args, **kwargs)
     assert told in str(refused.value)
 
 

@@ -30,7 +30,8 @@ SHAPE = Shape(
 def launch(tmp_path: Path) -> Launch:
     """A slot of an environment that does not exist."""
     return Launch(
-        run="20260101-000000-0000", number=1, environment="leaf", key="k", image="i", prefix=tmp_path / "prefix",
+        run="20260101-000000-0000", number=1, environment="leaf", specification="s", key="k", image="i",
+        prefix=tmp_path / "prefix",
         shape=SHAPE, project=tmp_path, import_roots=(".",), library=tmp_path, folder=tmp_path / "slots" / "1",
         lease=tmp_path / "lease", variables={},
     )  # fmt: skip

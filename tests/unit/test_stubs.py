@@ -39,7 +39,8 @@ def stand_ins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, noted: list[tuple
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
     for name in ("flow", "other", "installed", "pkg"):
         monkeypatch.delitem(sys.modules, name, raising=False)
-    return stubs.install([str(root)], "orchestrator", lambda *note: noted.append(note))
+    place = "envs/orchestrator/environment.yml"
+    return stubs.install([str(root)], "orchestrator", place, lambda *note: noted.append(note))
 
 
 @pytest.fixture
@@ -279,7 +280,7 @@ def test_stand_ins_work_in_every_python(tmp_path: Path, interpreters: list[Inter
     program = (
         "import sys; sys.path[:0] = sys.argv[1:]\n"
         "from executor.worker import stubs; from executor.errors import MissingModule\n"
-        "noted = []; s = stubs.install([sys.argv[2]], 'env', lambda *note: noted.append(note))\n"
+        "noted = []; s = stubs.install([sys.argv[2]], 'env', 'spec', lambda *note: noted.append(note))\n"
         "with s.loading(): import flow\n"
         "try: flow.task()\n"
         "except MissingModule as exc: print(exc.why, noted[0])\n"
