@@ -2,13 +2,19 @@
 
 Snapshots are kept by content: the same source is copied once. Large data does not belong into the source and is refused
 by name.
+
+Each attempt imports the modules of its task anew, and nothing may write into a snapshot; so a source of moderate size is
+byte-compiled here, for the Python that runs us, which environments often share.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
+import py_compile
 import shutil
+import warnings
 from pathlib import Path
 
 from executor.data.leases import scratch_folder, settle
@@ -17,6 +23,9 @@ from executor.data.store import full_disk
 from executor.errors import ProjectError
 
 MOST_BYTES = 256 * 2**20
+
+#: As much source takes about half a second to compile, once.
+_MOST_COMPILED_BYTES = 512 * 2**10
 
 
 def take_snapshot(root: Path, home: Path) -> Path:
@@ -57,6 +66,19 @@ def _copy(root: Path, files: list[Path], target: Path) -> None:
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, copy)
             copy.chmod(0o755 if os.access(path, os.X_OK) else 0o644)
+        _compile([temporary / path.relative_to(root) for path in files if path.suffix == ".py"])
         for folder, _, _ in os.walk(temporary):
             Path(folder).chmod(0o755)
         settle(temporary, target)
+
+
+def _compile(sources: list[Path]) -> None:
+    """Byte-compile copies; one that Python cannot read has no bytecode, and is told of where it is imported."""
+    if sum(path.stat().st_size for path in sources) > _MOST_COMPILED_BYTES:
+        return
+    for path in sources:
+        mode = py_compile.PycInvalidationMode.UNCHECKED_HASH
+        with warnings.catch_warnings(), contextlib.suppress(py_compile.PyCompileError, OSError, ValueError):
+            warnings.simplefilter("ignore")  # about escapes in the user's strings, for example
+            made = py_compile.compile(str(path), doraise=True, invalidation_mode=mode, quiet=2)
+            Path(str(made)).chmod(0o644)

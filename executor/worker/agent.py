@@ -56,6 +56,7 @@ class _Attempt:
         self.streams = streams
         self.output = Output()
         self.deadline = deadline
+        self.shares_memory = False
         self.killed_for = ""
         self.reported = ""
         self.status: int | None = None
@@ -288,6 +289,7 @@ class Agent:
                 raise ProtocolError(f"a task sent {kind}")
             if kind in ("RESULT", "ERROR"):
                 attempt.reported = kind
+            attempt.shares_memory = attempt.shares_memory or bool(frame.fds)
             self._say(*frame)
 
     def _log(self, attempt: _Attempt, stream: int, *, last: bool = False) -> None:
@@ -366,7 +368,7 @@ class Agent:
         attempt.reader.close()
         self._clean()
         self._attempt = None
-        share = round(memory.used_share(), 3)
+        share = round(memory.used_share(), 3) if attempt.shares_memory else 0.0
         self._say({"kind": "ENDED", "swept": swept, "memory_share": share, **_verdict(attempt)})
 
     def _clean(self) -> None:
