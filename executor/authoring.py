@@ -250,7 +250,8 @@ class Task(Generic[P, R]):
                 raise UsageError(f"`resources` of `{self.name}` must be `Resources(…)`", why=f"it is {resources!r}")
             changed["shape"] = resources.to_json()
         if env_vars is not None:
-            if not is_texts([*env_vars, *env_vars.values()]):
+            texts: Any = env_vars
+            if not isinstance(texts, Mapping) or not is_texts([*texts, *texts.values()]):
                 raise UsageError(f"`env_vars` of `{self.name}` must be texts", why=f"they are {env_vars!r}")
             changed["env_vars"] = dict(env_vars)
         if retries is not None:
@@ -421,7 +422,7 @@ class _Map:
 
         def submit_more() -> None:
             while waiting and (not concurrency or len(calls) < concurrency):
-                calls.append(CALLER[-1](task, waiting.popleft(), named))
+                calls.append(_submitted(task, waiting.popleft(), named))
 
         submit_more()
 
@@ -440,6 +441,16 @@ class _Map:
 
 
 map = _Map()
+
+
+def _submitted(task: "Task[Any, Any]", args: tuple[Any, ...], named: dict[str, Any]) -> "Future[Callable[[], Any]]":
+    """A call on its way; one that is refused has failed."""
+    try:
+        return CALLER[-1](task, args, named)
+    except Exception as exc:  # noqa: BLE001  pickling is user code
+        refused: Future[Callable[[], Any]] = Future()
+        refused.set_exception(exc)
+        return refused
 
 
 def _unwrap(task: Any, concurrency: int) -> tuple["Task[Any, Any]", tuple[Any, ...], dict[str, Any]]:

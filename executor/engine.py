@@ -47,12 +47,14 @@ from executor.runtimes.pool import SlotPool
 from executor.runtimes.slot import Slot
 from executor.scheduling.state import Machine, SchedulerFact, SchedulerState
 from executor.stories import Story, error_story, outcome_story, read_story
+from executor.worker import kernel
 from executor.worker.output import LOG_LIMIT_BYTES
 from executor.worker.protocol import Frame, ProtocolError, close_all
 
 Listener = Callable[[Fact], None]
 
 _STORED_AT_ONCE = 4
+_MOST_WAITING = 64  # values, to be stored
 
 #: A slot whose memory is in use beyond this, when nothing runs in it, is not used again: the next attempt would be short
 #: of it. What is in use is values that others still read.
@@ -156,6 +158,7 @@ class Engine:
     async def run(self) -> CallEnded:
         """Run the root call to its end; answers with how it ended. Every slot is gone afterwards."""
         began = time.monotonic()
+        kernel.allow_many_files()
         status: Status = "failed"
         try:
             with self._signals():
@@ -268,6 +271,11 @@ class Engine:
         self._storing.add(storing)
         storing.add_done_callback(self._stored)
 
+    async def _room_to_store(self) -> None:
+        """Let who makes values faster than they are stored wait: each holds an open file, and memory."""
+        while len(self._storing) > _MOST_WAITING:
+            await asyncio.wait(self._storing, return_when=asyncio.FIRST_COMPLETED)
+
     def _stored(self, storing: asyncio.Task[None]) -> None:
         """A value that cannot be stored ends the run: what was made of it could not be trusted to be there."""
         self._storing.discard(storing)
@@ -349,7 +357,7 @@ class Engine:
         try:
             self._hand_over(name, call, slot)
             verdict = await self._serve(name, call, slot)
-        except (LookupError, TypeError, ValueError, AttributeError):
+        except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError):
             verdict = None  # what the agent said is not what an agent says
         except ValueRefused as exc:
             call.error = self._error_story(name, exc)
@@ -385,6 +393,7 @@ class Engine:
             header, body, fds = frame
             kind = header["kind"]
             if kind == "CALL":
+                await self._room_to_store()
                 self._nested(name, call, slot, frame)
                 continue
             if kind == "RESULT":
@@ -411,7 +420,8 @@ class Engine:
 
     def _receive(self, call: _Call, slot: Slot, frame: Frame) -> Value:
         header, body, fds = frame
-        value = self._store.receive(header["value"], body, fds, slot.outputs, call.given)
+        running = header["kind"] == "CALL"
+        value = self._store.receive(header["value"], body, fds, slot.outputs, call.given, copy=running)
         value.environment = value.environment or call.task.environment
         return value
 

@@ -93,15 +93,15 @@ class Terms:
         try:
             changed = dict(told)
             if "shape" in changed:
-                changed["shape"] = Shape(**changed["shape"])
+                changed["shape"] = _checked(Shape(**changed["shape"]))
             if "env_vars" in changed:
                 changed["env_vars"] = {str(name): str(value) for name, value in changed["env_vars"].items()}
             if "retries" in changed:
                 changed["retries"] = int(changed["retries"])
             if changed.get("timeout_s") is not None:
-                changed["timeout_s"] = float(changed["timeout_s"])
+                changed["timeout_s"] = _number(changed["timeout_s"])
             return replace(self, **changed)
-        except (KeyError, TypeError, ValueError, AttributeError) as exc:
+        except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as exc:
             raise ProjectError("what a task was overridden with cannot be read", why=repr(exc)) from exc
 
 
@@ -237,6 +237,22 @@ class Manifest:
 
         visit(environment, ())
         return list(order)
+
+
+def _checked(shape: Shape) -> Shape:
+    """A shape that a task has sent; raises `ValueError` or `TypeError` for one that makes no sense."""
+    for name in ("cpus", "cpus_limit", "memory_bytes", "memory_limit_bytes", "gpus", "shm_bytes"):
+        value = getattr(shape, name)
+        if value is not None or name in ("cpus", "cpus_limit", "memory_bytes", "gpus"):
+            _number(value)
+    return replace(shape, gpu_model=str(shape.gpu_model))
+
+
+def _number(value: Any) -> float:
+    """A finite number that is not negative."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 2**62:
+        raise ValueError(f"{value!r} is no such number")
+    return value
 
 
 def parse_manifest(doc: Mapping[str, Any]) -> Manifest:

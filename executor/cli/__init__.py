@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import importlib
+import io
 import json
 import os
 import signal
@@ -121,6 +122,9 @@ def _open_standard_streams() -> None:
             if os.open(os.devnull, os.O_RDWR) != number:
                 raise AssertionError(f"{name} was closed, and something else was opened as it")
             setattr(sys, name, open(number, "r" if number == 0 else "w", encoding="utf-8", closefd=False))  # noqa: SIM115
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a name of a file may be no text that can be encoded
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _give_up_stdout() -> None:

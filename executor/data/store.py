@@ -34,6 +34,7 @@ from executor.worker.protocol import MOST_FDS, close_all
 _OUTPUT_NAME = re.compile(r"^v[0-9]{1,9}$")
 _CHUNK = 2**20
 _LONGEST_NAME = 200
+_LONGEST_OF_ALL = 255  # Linux
 _LONGEST_PATH = 3000
 
 
@@ -297,15 +298,24 @@ class Store:
         return Attachment(name=source.name, content=self._copy(source), key=key)
 
     def receive(
-        self, place: Mapping[str, Any], body: bytes, fds: list[int], outputs: Path, given: Mapping[str, Blob | Tree]
+        self,
+        place: Mapping[str, Any],
+        body: bytes,
+        fds: list[int],
+        outputs: Path,
+        given: Mapping[str, Blob | Tree],
+        *,
+        copy: bool = False,
     ) -> Value:
         """Make the value that a task left at a place on the wire (see `worker.payload`) ours; raises `ValueRefused`.
 
         outputs: the folder that the task wrote to; given: what it was itself given, by its name in the inputs
+        copy:    the task still runs, and may hold its files open
         """
+        take = _Taking(self, outputs, copy)
         try:
-            payload = self._receive_payload(place, body, fds, outputs)
-            files = [self._receive_file(each, outputs, given) for each in place["files"]]
+            payload = self._receive_payload(place, body, fds, take)
+            files = [self._receive_file(each, take, given) for each in place["files"]]
             texts = {str(at): (str(told[0]), str(told[1])) for at, told in dict(place.get("texts", {})).items()}
             return Value(
                 payload,
@@ -371,28 +381,28 @@ class Store:
 
     # -- inside --------------------------------------------------------------------------------------------------------
 
-    def _receive_payload(self, place: Mapping[str, Any], body: bytes, fds: list[int], outputs: Path) -> Blob:
+    def _receive_payload(self, place: Mapping[str, Any], body: bytes, fds: list[int], take: _Taking) -> Blob:
         if "fd" in place:
             fd = fds[place["fd"]]
             if not stat.S_ISREG(os.fstat(fd).st_mode) or not is_sealed(fd):
                 raise ValueRefused("a task handed over memory that it can still change")
             return Blob(fd=os.dup(fd))
-        return Blob(data=body) if place["at"] is None else self._take(outputs, place["at"])
+        return Blob(data=body) if place["at"] is None else take(place["at"])
 
-    def _receive_file(self, each: Mapping[str, Any], outputs: Path, given: Mapping[str, Blob | Tree]) -> Attachment:
+    def _receive_file(self, each: Mapping[str, Any], take: _Taking, given: Mapping[str, Blob | Tree]) -> Attachment:
         name = _plain_name(each["name"]) if each["name"] else ""
         if "given" in each:
             return Attachment(name=name, content=_given(str(each["given"]), given))
         if "tree" in each:
-            return Attachment(name=name, content=self._receive_tree(each["tree"], outputs))
-        return Attachment(name=name, content=self._take(outputs, each["at"]))
+            return Attachment(name=name, content=self._receive_tree(each["tree"], take))
+        return Attachment(name=name, content=take(each["at"]))
 
-    def _receive_tree(self, told: Sequence[Sequence[Any]], outputs: Path) -> Tree:
+    def _receive_tree(self, told: Sequence[Sequence[Any]], take: _Taking) -> Tree:
         entries: list[tuple[TreeEntry, Blob | None]] = []
         folders = {""}
         for path, kind, *rest in told:
             parent, name = os.path.split(path)
-            if parent not in folders or _plain_name(name) != name or len(os.fsencode(path)) > _LONGEST_PATH:
+            if parent not in folders or not _is_name(name) or len(os.fsencode(path)) > _LONGEST_PATH:
                 raise ValueRefused(f"a task handed over a folder with `{path[:200]}` in it, which is no path there")
             if kind == "dir":
                 folders.add(path)
@@ -403,24 +413,17 @@ class Store:
                 entries.append((TreeEntry(path=path, kind="link", link=rest[0]), None))
             else:
                 entry = TreeEntry(path=path, kind="file", executable=bool(rest[1]))
-                entries.append((entry, self._take(outputs, rest[0])))
+                entries.append((entry, take(rest[0])))
         if len({entry.path for entry, _ in entries}) != len(entries):
             raise ValueRefused("a task handed over a folder in which two things have one name")
         return Tree(entries)
 
-    def _take(self, outputs: Path, name: str) -> Blob:
-        """Make a file of the task's ours."""
-        if not _OUTPUT_NAME.match(name):
-            raise ValueRefused(f"a task named its output `{name[:80]}`, which no output is called")
-        temporary = self._incoming / f"taken-{next(self._numbers)}"
-        with full_disk("a value cannot be stored"):
-            _move_out(outputs, name, temporary)
-            os.chown(temporary, os.getuid(), os.getgid(), follow_symlinks=False)
-            temporary.chmod(0o444)
-        return Blob(path=temporary)
+    def new_path(self) -> Path:
+        """A path for what is not committed yet."""
+        return self._incoming / f"taken-{next(self._numbers)}"
 
     def _copy(self, source: Path) -> Blob:
-        temporary = self._incoming / f"taken-{next(self._numbers)}"
+        temporary = self.new_path()
         with full_disk(f"`{source}` cannot be copied into the store"):
             shutil.copyfile(source, temporary)
             temporary.chmod(0o444)
@@ -485,16 +488,15 @@ class Store:
 
     def _export_file(self, sha256: str, target: Path, *, executable: bool = False) -> None:
         """Copy content to where the user looks, under its name only once it is whole."""
-        unfinished = target.with_name(f".{target.name[:_LONGEST_NAME]}.part")
+        unfinished = Path(tempfile.mktemp(dir=target.parent, prefix=".part-"))  # noqa: S306  nobody else writes here
         shutil.copyfile(self.path(sha256), unfinished)
         if executable:
             unfinished.chmod(unfinished.stat().st_mode | 0o111)
         unfinished.replace(target)
 
     def _export_tree(self, tree: Sequence[TreeEntry], target: Path) -> None:
-        unfinished = target.with_name(f".{target.name[:_LONGEST_NAME]}.part")
-        shutil.rmtree(unfinished, ignore_errors=True)
-        unfinished.mkdir()
+        unfinished = Path(tempfile.mkdtemp(dir=target.parent, prefix=".part-"))
+        unfinished.chmod(0o755)
         for entry in tree:
             path = unfinished / entry.path
             if entry.kind == "dir":
@@ -513,6 +515,29 @@ class Store:
                 yield file, temporary
             finally:
                 temporary.unlink(missing_ok=True)
+
+
+class _Taking:
+    """Takes files out of the folder that a task writes to."""
+
+    def __init__(self, store: Store, outputs: Path, copy: bool) -> None:
+        self._store, self._outputs, self._copy = store, outputs, copy
+
+    def __call__(self, name: str) -> Blob:
+        """Make a file of the task's ours."""
+        if not _OUTPUT_NAME.match(name):
+            raise ValueRefused(f"a task named its output `{name[:80]}`, which no output is called")
+        temporary = self._store.new_path()
+        with full_disk("a value cannot be stored"):
+            _move_out(self._outputs, name, temporary)
+            if self._copy:  # whoever has the file open writes to another one from now on
+                copied = self._store.new_path()
+                shutil.copyfile(temporary, copied)
+                copied.replace(temporary)
+            else:
+                os.chown(temporary, os.getuid(), os.getgid(), follow_symlinks=False)
+            temporary.chmod(0o444)
+        return Blob(path=temporary)
 
 
 def _given(name: str, given: Mapping[str, Blob | Tree]) -> Blob | Tree:
@@ -549,6 +574,15 @@ def _move_out(outputs: Path, name: str, target: Path) -> None:
         raise ValueRefused(f"the output `{name}` of a task is gone", why=str(exc.strerror)) from exc
     if not all(map(stat.S_ISREG, kinds)):
         raise ValueRefused(f"the output `{name}` of a task is not a regular file")
+
+
+def _is_name(name: str) -> bool:
+    return (
+        name not in ("", ".", "..")
+        and "/" not in name
+        and "\0" not in name
+        and len(os.fsencode(name)) <= _LONGEST_OF_ALL
+    )
 
 
 def _plain_name(name: str) -> str:

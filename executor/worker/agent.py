@@ -76,6 +76,7 @@ class Agent:
 
     def __init__(self, config: dict[str, Any]) -> None:
         self._config = config
+        kernel.allow_many_files()
         self._host = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._host.settimeout(10)
         self._host.connect(config["socket"])
@@ -85,6 +86,7 @@ class Agent:
         self._attempt: _Attempt | None = None
         self._zygote: Zygote | None = None
         self._waiting: Frame | None = None  # a task that comes before the zygote is ready
+        self._ready_by: float | None = None
         self._first = os.getpid() == 1
         self._child_ended, writer = os.pipe()
         for end in (self._child_ended, writer):
@@ -104,7 +106,8 @@ class Agent:
                     self._take(key.fileobj)
                 elif self._attempt:
                     self._pass_on(self._attempt)
-            if self._attempt and self._attempt.deadline is not None and time.monotonic() >= self._attempt.deadline:
+            deadline = self._deadline()
+            if deadline is not None and time.monotonic() >= deadline:
                 self._kill("timeout")
             if self._attempt and self._attempt.status is not None:
                 self._end(self._attempt)
@@ -122,9 +125,14 @@ class Agent:
         }
 
     def _patience(self) -> float | None:
-        if self._attempt is None or self._attempt.deadline is None:
-            return None
-        return min(max(0.0, self._attempt.deadline - time.monotonic()), _LONGEST_WAIT_S)
+        deadline = self._deadline()
+        return None if deadline is None else min(max(0.0, deadline - time.monotonic()), _LONGEST_WAIT_S)
+
+    def _deadline(self) -> float | None:
+        """When the attempt, or what it waits for, has had its time."""
+        if self._waiting:
+            return self._ready_by
+        return self._attempt.deadline if self._attempt else None
 
     def _take(self, source: Any) -> None:
         if source is self._host:
@@ -152,6 +160,8 @@ class Agent:
         if kind == "TASK" and self._attempt is None and self._waiting is None:
             if self._config["preload"] and not (self._zygote and self._zygote.ready):
                 self._waiting = frame
+                timeout = frame.header["timeout_s"]
+                self._ready_by = None if timeout is None else time.monotonic() + timeout
                 self._begin_zygote()
                 return
             self._start(frame)
@@ -194,7 +204,8 @@ class Agent:
         else:  # it has to be told
             attempt.answers.put(encode(*frame), frame.fds)
             self._pass_on(attempt)
-        if pid is None:  # the zygote was lost just now
+        if pid is None:  # the zygote was lost just now; the next attempt finds a new one
+            self._drop_zygote()
             attempt.status, attempt.usage = signal.SIGKILL, resource.getrusage(resource.RUSAGE_CHILDREN)
 
     def _forget_everything(self) -> None:
@@ -254,7 +265,7 @@ class Agent:
     def _drop_zygote(self) -> None:
         if self._zygote:
             self._forget(self._zygote.channel)
-            self._zygote.close()
+            self._zygote.end()
             self._zygote = None
 
     def _pass_on(self, attempt: _Attempt) -> None:
@@ -324,6 +335,7 @@ class Agent:
         if self._waiting:
             close_all(self._waiting.fds)
             self._waiting = None
+            self._drop_zygote()
             self._say({"kind": "ENDED", "outcome": reason})
         if self._attempt and not self._attempt.killed_for:
             self._attempt.killed_for = reason

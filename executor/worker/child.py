@@ -13,7 +13,6 @@ import contextlib
 import importlib
 import inspect
 import os
-import resource
 import site
 import socket
 import sys
@@ -24,13 +23,12 @@ from typing import Any, Callable
 
 from executor import authoring
 from executor.errors import NotPicklable, ProjectError, RunLocalError, TaskError, UsageError
-from executor.worker import opaque, payload, shapes, stubs
+from executor.worker import kernel, opaque, payload, shapes, stubs
 from executor.worker.output import flush_streams, open_streams
 from executor.worker.preview import preview
 from executor.worker.protocol import Frame, FrameReader, close_all, encode, receive, send
 from executor.worker.tracebacks import render_traceback, shorten
 
-_MOST_OPEN_FILES = 65536
 _MOST_OF_A_MESSAGE = 2000
 _OURS = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
@@ -100,6 +98,12 @@ class Link:
             return args, kwargs
         return shapes.check_call(parameters, args, kwargs, task.name)
 
+    def leave_if_forked(self, status: int) -> None:
+        """End a process that the task has forked and that came back here: it is not the one to answer."""
+        if os.getpid() != self._pid:
+            _finish()
+            os._exit(status)
+
     def _abandon(self, number: int) -> None:
         """Tell the host that nobody waits for this call any more."""
         if self._waiting.pop(number, None) and os.getpid() == self._pid:
@@ -126,7 +130,7 @@ class Link:
                 error.original = self._original(header["value"], body)
             future.set_exception(error)
         else:
-            future.set_result(lambda: payload.load(header["value"], body, self._folders, fds))
+            future.set_result(_Unopened(header["value"], body, self._folders, fds))
 
     def _original(self, place: dict[str, Any], body: bytes) -> Any:
         """The exception that a task raised, as far as it can be opened here."""
@@ -134,6 +138,20 @@ class Link:
             return payload.load(place, body, self._folders)
         except Exception:  # noqa: BLE001  opening it is user code
             return None
+
+
+class _Unopened:
+    """An answer that nobody has opened yet; one that nobody ever opens keeps no memory."""
+
+    def __init__(self, place: dict[str, Any], body: bytes, folders: payload.Folders, fds: list[int]) -> None:
+        self._place, self._body, self._folders, self._fds = place, body, folders, fds
+
+    def __call__(self) -> Any:
+        fds, self._fds = self._fds, []
+        return payload.load(self._place, self._body, self._folders, fds)
+
+    def __del__(self) -> None:
+        close_all(self._fds)
 
 
 def run(config: dict[str, Any], frame: Frame, channel: socket.socket) -> int:
@@ -149,10 +167,12 @@ def run(config: dict[str, Any], frame: Frame, channel: socket.socket) -> int:
         value = task.function(*args, **kwargs)
         if inspect.iscoroutine(value):
             value = asyncio.run(value)
+        link.leave_if_forked(0)
         place, body, fds, attached = _dump(f"the value of `{header['task']}`", value, folders, keep=False)
         link.send({"kind": "RESULT", "value": place, "preview": preview(value, attached)}, body, fds)
         status = 0
     except BaseException as exc:  # noqa: BLE001  user code may raise anything, and all of it is news
+        link.leave_if_forked(1)
         _tell(link, exc, header, config, folders)
         status = 1
     _finish()
@@ -201,7 +221,7 @@ def _prepare(config: dict[str, Any], header: dict[str, Any]) -> None:
     find_modules(config)
     sys.argv = [header["task"]]
     sys.dont_write_bytecode = True
-    _allow_many_files()
+    kernel.allow_many_files()
     open_streams()
 
 
@@ -210,17 +230,6 @@ def find_modules(config: dict[str, Any]) -> None:
     if sys.path[: len(config["roots"])] != config["roots"]:
         site.main()
         sys.path[:] = [*config["roots"], *(entry for entry in sys.path if entry != _OURS)]
-
-
-def _allow_many_files() -> None:
-    """Let this process have more files open than is usual, because each large value that it holds may be one.
-
-    Not as many as it could: there are programs that walk through all of them.
-    """
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = _MOST_OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, _MOST_OPEN_FILES)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _load(

@@ -10,8 +10,11 @@ import contextlib
 import ctypes
 import os
 import re
+import resource
 import signal
 from typing import Any
+
+_MOST_OPEN_FILES = 65536
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
@@ -102,6 +105,17 @@ def _remount_read_only(path: str) -> bool:
 def _unescaped(path: bytes) -> bytes:
     """A path as it is, from /proc/self/mountinfo, where a blank and a few more are octal numbers."""
     return re.sub(rb"\\([0-7]{3})", lambda found: bytes([int(found[1], 8)]), path)
+
+
+def allow_many_files() -> None:
+    """Let this process have more files open than is usual, because each large value that it holds may be one.
+
+    Not as many as it could: there are programs that walk through all of them.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _MOST_OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, _MOST_OPEN_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def prefer_as_oom_victim() -> None:

@@ -163,6 +163,14 @@ class OpaqueType(type):
     _origin: str
     _stands_for: OpaqueType | None
 
+    def __new__(mcs, name: str, bases: tuple[type, ...], names: dict[str, Any]) -> OpaqueType:
+        """A stand-in of our own making; a class that is derived from one (its code has travelled) is none."""
+        if not {"_missing", "_stands_for"} & names.keys():
+            missing = next(base._missing for base in bases if isinstance(base, OpaqueType))
+            raise TypeError(f"`{name}` is derived from a class of `{missing}`, which is not here")
+        made: OpaqueType = super().__new__(mcs, name, bases, names)
+        return made
+
     def __call__(cls, *args: Any, **kwargs: Any) -> Any:
         """Take note of the call, for whoever can carry it out."""
         if not _is_opening():
@@ -249,6 +257,7 @@ class Opaque(metaclass=OpaqueType):
         return self
 
     def __hash__(self) -> int:
+        self._demand_opening("__hash__")  # two that are equal would not be found to be
         return id(self)
 
     def __repr__(self) -> str:
@@ -275,6 +284,7 @@ class OpaqueValue(Opaque):
     """
 
     __slots__ = ("_reason",)
+    _missing = ""
 
 
 def whole(kept: Any, type_name: str, environment: str, missing: str, reason: str = "") -> OpaqueValue:
@@ -380,10 +390,12 @@ def label(value: Any, told: dict[str, Any], at: str = "") -> None:
     if isinstance(type(value), OpaqueType):
         kind, text = told.get(at) or ("", "")
         object.__setattr__(value, "_told", (str(kind), str(text)))
-        if kind and value._how == "call":  # a function made it, and its class has the name of that
+        made_by_function = value._how == "call" and type(value)._stands_for is None
+        if kind and made_by_function:  # its class has the name of the function
             module, _, name = str(kind).rpartition(".")
             names = {"__module__": module, "__qualname__": name, "__slots__": (), "_stands_for": type(value)}
             object.__setattr__(value, "__class__", OpaqueType(name, (type(value),), names))
     elif any(path.startswith(at) for path in told):
-        for way, each in elements(value):
-            label(each, told, at + way)
+        with suppress(Exception):  # looking into an object may be user code
+            for way, each in elements(value):
+                label(each, told, at + way)

@@ -349,8 +349,10 @@ def is_within(folder: str, target: str) -> bool:
 
 
 def _reduce_view(view: memoryview) -> tuple[Any, ...]:
-    """A buffer that a handle keeps; it goes on as the buffer that it came as."""
-    return (_buffer, (pickle.PickleBuffer(view),))
+    """A view as one of the same form, over memory of its own; also what a handle keeps goes on like this."""
+    if not view.contiguous:
+        raise TypeError("cannot pickle a memoryview with gaps in it")
+    return (_view, (pickle.PickleBuffer(view), view.format, view.shape))
 
 
 def _layout(head: dict[str, Any], parts: Sequence[Sequence[Any]]) -> Iterator[Any]:
@@ -502,8 +504,10 @@ def _attachment(index: int) -> pathlib.Path:
     return path
 
 
-def _buffer(view: Any) -> Any:
-    return view
+def _view(buffer: Any, form: str, shape: tuple[int, ...]) -> memoryview:
+    flat: Any = memoryview(buffer).cast("B")
+    made: memoryview = flat if 0 in shape or (form, len(shape)) == ("B", 1) else flat.cast(form, shape)
+    return made
 
 
 def _reopen(payload: bytes | int, indices: list[int], type_name: str, environment: str) -> Any:

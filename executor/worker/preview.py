@@ -5,6 +5,7 @@ Made where the value was made, because only there its packages are sure to be at
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
 import enum
@@ -49,7 +50,8 @@ def texts(value: Any) -> dict[str, tuple[str, str]]:
         if type(each).__module__ not in _PLAIN:
             found[at] = (opaque.type_name(each), _shorten(each))
         if depth < _DEEPEST_TEXT:
-            front += [(at + way, inner, depth + 1) for way, inner in opaque.elements(each)]
+            with contextlib.suppress(Exception):  # looking into an object may be user code
+                front += [(at + way, inner, depth + 1) for way, inner in opaque.elements(each)]
     return found
 
 

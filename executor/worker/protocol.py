@@ -22,6 +22,7 @@ frames go between the agent and the child of an attempt. Reading is sans-IO: byt
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import socket
@@ -139,6 +140,10 @@ class Outbox:
                 sent = socket.send_fds(channel, [data], fds) if fds else channel.send(data)
             except BlockingIOError:
                 return
+            except OSError as exc:
+                if exc.errno == errno.ETOOMANYREFS:  # too many open files are on their way to somebody: later
+                    return
+                raise
             close_all(fds)
             if sent < len(data):
                 self._frames[0] = (data[sent:], [])

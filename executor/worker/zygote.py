@@ -10,6 +10,7 @@ is replaced when it is lost, and after an attempt that had to be killed or left 
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import importlib
 import os
@@ -66,9 +67,11 @@ class Zygote:
         except OSError:
             return None
 
-    def close(self) -> None:
-        """Let go of it; whoever does that kills it, too."""
+    def end(self) -> None:
+        """Kill it; the agent collects it like any other."""
         self.channel.close()
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, signal.SIGKILL)
 
 
 def _serve(channel: socket.socket, config: dict[str, Any], run: Run) -> NoReturn:

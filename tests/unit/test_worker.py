@@ -242,6 +242,7 @@ def test_a_folder_is_empty_again_whatever_was_done_to_it(tmp_path: Path, spoiled
 def test_a_deadline_far_away_can_be_waited_for(timeout: float) -> None:
     """The kernel takes no more than 24 days at once."""
     idle: Any = agent.Agent.__new__(agent.Agent)
+    idle._waiting = None
     idle._attempt = agent._Attempt(1, None, {}, time.monotonic() + timeout)  # type: ignore[arg-type]
     assert 0 < idle._patience() <= 3600
 
@@ -273,10 +274,10 @@ def test_many_files_may_be_open() -> None:
     """As many as the machine lets us, up to a number that programs can still walk through."""
     code = """
         import resource
-        from executor.worker.child import _allow_many_files
+        from executor.worker.kernel import allow_many_files
         hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
         resource.setrlimit(resource.RLIMIT_NOFILE, (min(96, hard), hard))
-        _allow_many_files()
+        allow_many_files()
         soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         assert soft == (65536 if hard == resource.RLIM_INFINITY else min(hard, 65536)), (soft, hard)
     """
