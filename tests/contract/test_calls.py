@@ -238,7 +238,7 @@ def test_values_come_back_from_calls_of_every_kind(call: Call, runtime: str) -> 
         ("exit", "exit", "(exit 7)"),
         ("sys.exit", "SystemExit", "leaving"),
         ("signal", "signal", "(signal 11)"),
-        ("unpicklable", "TypeError", "generator"),
+        ("unpicklable", "NotPicklable", "generator"),
     ],
 )
 def test_a_failed_call_can_be_caught(call: Call, how: str, code: str, text: str) -> None:
