@@ -18,21 +18,36 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from executor.api import Run, run, with_options
-    from executor.authoring import CondaSpec, Mount, Reuse, Task, TaskEnvironment, map, reference_task
-    from executor.errors import MissingModule, RunLocalError, TaskError, UsageError
+    from executor.authoring import (
+        Backoff,
+        Cache,
+        CondaSpec,
+        Mount,
+        RetryStrategy,
+        Reuse,
+        Task,
+        TaskEnvironment,
+        map,
+        reference_task,
+    )
+    from executor.errors import MissingModule, NonRecoverableError, RunLocalError, TaskError, UsageError
     from executor.files import Dir, File
     from executor.resources import Resources
     from executor.version import VERSION as __version__
     from executor.worker.opaque import OpaqueInfo, opaque_info
 
 _HOMES = {
+    "Backoff": "executor.authoring",
+    "Cache": "executor.authoring",
     "CondaSpec": "executor.authoring",
     "Dir": "executor.files",
     "File": "executor.files",
     "MissingModule": "executor.errors",
     "Mount": "executor.authoring",
+    "NonRecoverableError": "executor.errors",
     "OpaqueInfo": "executor.worker.opaque",
     "Resources": "executor.resources",
+    "RetryStrategy": "executor.authoring",
     "Reuse": "executor.authoring",
     "Run": "executor.api",
     "RunLocalError": "executor.errors",
@@ -48,13 +63,17 @@ _HOMES = {
 }
 
 __all__ = [
+    "Backoff",
+    "Cache",
     "CondaSpec",
     "Dir",
     "File",
     "MissingModule",
     "Mount",
+    "NonRecoverableError",
     "OpaqueInfo",
     "Resources",
+    "RetryStrategy",
     "Reuse",
     "Run",
     "RunLocalError",

@@ -42,6 +42,7 @@ R = TypeVar("R")
 
 _NAME = re.compile(r"[a-z0-9]+([_-][a-z0-9]+)*")
 _LISTS = ("dependencies", "pip", "channels", "apt")
+_CACHE_BEHAVIORS = ("auto", "override", "disable")
 
 Submit = Callable[["Task[Any, Any]", tuple[Any, ...], dict[str, Any]], "Future[Callable[[], Any]]"]
 
@@ -111,6 +112,51 @@ class Reuse:
 
 
 @dataclass(frozen=True)
+class Backoff:
+    """How long a call waits before it is tried again: `base` seconds, then `factor` times as long each, at most `cap`."""
+
+    base: float = 0.5
+    factor: float = 2.0
+    cap: float = 60.0
+
+    def to_json(self) -> dict[str, float]:
+        """Plain numbers; raises `UsageError` for what is no time."""
+        told: dict[str, Any] = {"base_s": self.base, "factor": self.factor, "cap_s": self.cap}
+        for name, value in told.items():
+            if type(value) not in (int, float) or not 0 <= value < float("inf"):
+                raise UsageError(f"`{name.partition('_')[0]}` of a `Backoff` must be a number, and is {value!r}")
+        return told
+
+
+@dataclass(frozen=True)
+class RetryStrategy:
+    """How often a failed attempt is made again, and how long is waited before that."""
+
+    count: int
+    backoff: Backoff = Backoff()
+
+
+@dataclass(frozen=True)
+class Cache:
+    """Whether a call that was made before need not run again; `cache="auto"` is `Cache("auto")`.
+
+    behavior: `auto` takes the value of an earlier call with the same code, environment and inputs; `override` runs, and
+              keeps the new value for later; `disable` does neither
+    version_override: changes the key by hand, for what it cannot see: a database that was updated, a service
+    """
+
+    behavior: str = "auto"
+    version_override: str = ""
+
+    def to_json(self) -> dict[str, str]:
+        """Plain data; raises `UsageError` for a behaviour that there is not."""
+        if self.behavior not in _CACHE_BEHAVIORS or not isinstance(self.version_override, str):
+            hint = "write `auto`, `override`, `disable` or `Cache(…, version_override=text)`"
+            raise UsageError(f"`cache` cannot be {self!r}", hint=hint)
+        return {"behavior": self.behavior, "version": self.version_override}
+
+
+@dataclass(frozen=True)
 class Mount:
     """Data of this machine that tasks read where it lies, however much it is; never copied, hashed or written to.
 
@@ -133,6 +179,7 @@ class TaskEnvironment:
     env_vars:   environment variables of every attempt
     reusable:   how attempts follow each other in a container
     mounts:     data of this machine that its tasks read where it lies
+    cache:      whether calls that were made before need not run again: `auto`, `override`, `disable` or a `Cache`
     """
 
     def __init__(
@@ -145,6 +192,7 @@ class TaskEnvironment:
         env_vars: Optional[Mapping[str, str]] = None,
         reusable: Optional[Reuse] = None,
         mounts: Sequence[Mount] = (),
+        cache: Union[str, Cache] = "disable",
         description: str = "",
     ) -> None:
         if not _NAME.fullmatch(str(name)):
@@ -165,6 +213,7 @@ class TaskEnvironment:
         self.env_vars = dict(env_vars or {})
         self.reusable = reusable or Reuse()
         self.mounts = mounts
+        self.cache = cache_terms(cache)
         self.description = description
         self.tasks: dict[str, Task[Any, Any]] = {}
         frame = sys._getframe(1)
@@ -180,19 +229,29 @@ class TaskEnvironment:
 
     @overload
     def task(
-        self, *, retries: int = ..., timeout: Optional[float] = ...
+        self,
+        *,
+        retries: Union[int, RetryStrategy] = ...,
+        timeout: Optional[float] = ...,
+        cache: Union[str, Cache, None] = ...,
     ) -> Callable[[Callable[P, R]], "Task[P, R]"]: ...
 
     def task(
-        self, function: Optional[Callable[..., Any]] = None, *, retries: int = 0, timeout: Optional[float] = None
+        self,
+        function: Optional[Callable[..., Any]] = None,
+        *,
+        retries: Union[int, RetryStrategy] = 0,
+        timeout: Optional[float] = None,
+        cache: Union[str, Cache, None] = None,
     ) -> Any:
         """Declare a task of this environment.
 
-        retries: how often a failed attempt is made again
+        retries: how often a failed attempt is made again, after half a second, a second, two, …; or a `RetryStrategy`
         timeout: seconds of wall clock for one attempt; None waits for ever
+        cache:   as in `TaskEnvironment`; None is what the environment says
         """
         if function is None:
-            return lambda f: self.task(f)._with(retries, timeout)
+            return lambda f: self.task(f)._with(retries, timeout, cache)
         made: Task[Any, Any] = Task(self, function)
         if made.short_name in self.tasks:
             raise ProjectError(
@@ -201,7 +260,7 @@ class TaskEnvironment:
                 hint="rename one",
             )
         self.tasks[made.short_name] = made
-        return made._with(retries, timeout)
+        return made._with(retries, timeout, cache)
 
     def __repr__(self) -> str:
         return f"TaskEnvironment({self.name!r})"
@@ -219,16 +278,20 @@ class Task(Generic[P, R]):
         self.short_name = function.__name__
         self.name = f"{environment.name}.{function.__name__}"
         self.is_async = inspect.iscoroutinefunction(function)
-        self.retries = 0
+        self.retries, self.backoff = 0, Backoff().to_json()
         self.timeout: Optional[float] = None
+        self.cache = environment.cache
         self.overrides: dict[str, Any] = {}
         for attribute in ("__module__", "__name__", "__doc__"):
             setattr(self, attribute, getattr(function, attribute))
         self.__qualname__ = function.__qualname__
         self.__wrapped__ = function
 
-    def _with(self, retries: int, timeout: Optional[float]) -> "Task[P, R]":
-        self.retries, self.timeout = _retries(self, retries), _timeout(self, timeout)
+    def _with(
+        self, retries: Union[int, RetryStrategy], timeout: Optional[float], cache: Union[str, Cache, None]
+    ) -> "Task[P, R]":
+        (self.retries, self.backoff), self.timeout = _retries(self, retries), _timeout(self, timeout)
+        self.cache = self.cache if cache is None else cache_terms(cache)
         return self
 
     def override(
@@ -236,13 +299,14 @@ class Task(Generic[P, R]):
         *,
         resources: Optional[Resources] = None,
         env_vars: Optional[Mapping[str, str]] = None,
-        retries: Optional[int] = None,
+        retries: Union[int, RetryStrategy, None] = None,
         timeout: Optional[float] = None,
+        cache: Union[str, Cache, None] = None,
     ) -> "Task[P, R]":
         """The same task, to be called with other terms; each that is given replaces what was declared.
 
         resources: what one attempt may use, as a whole; env_vars: all variables of an attempt
-        retries, timeout: as in `TaskEnvironment.task`; a timeout of infinity waits for ever
+        retries, timeout, cache: as in `TaskEnvironment.task`; a timeout of infinity waits for ever
         """
         changed: dict[str, Any] = {}
         if resources is not None:
@@ -255,9 +319,11 @@ class Task(Generic[P, R]):
                 raise UsageError(f"`env_vars` of `{self.name}` must be texts", why=f"they are {env_vars!r}")
             changed["env_vars"] = dict(env_vars)
         if retries is not None:
-            changed["retries"] = _retries(self, retries)
+            changed["retries"], changed["backoff"] = _retries(self, retries)
         if timeout is not None:
             changed["timeout_s"] = _timeout(self, timeout)
+        if cache is not None:
+            changed["cache"] = cache_terms(cache)
         return self._overridden({**self.overrides, **changed})
 
     def _overridden(self, overrides: dict[str, Any]) -> "Task[P, R]":
@@ -475,10 +541,16 @@ def _settled(value: Callable[[], Any], return_exceptions: bool) -> Any:
         return exc
 
 
-def _retries(task: "Task[Any, Any]", retries: int) -> int:
-    if type(retries) is not int or retries < 0:
-        raise UsageError(f"task `{task.name}`: retries must not be negative, and is {retries!r}")
-    return retries
+def _retries(task: "Task[Any, Any]", retries: Union[int, RetryStrategy]) -> tuple[int, dict[str, float]]:
+    """How often, and how long is waited, as plain data."""
+    strategy = retries if isinstance(retries, RetryStrategy) else RetryStrategy(retries)
+    if type(strategy.count) is not int or strategy.count < 0:
+        raise UsageError(
+            f"task `{task.name}`: retries must be a number that is not negative, and is {strategy.count!r}"
+        )
+    if not isinstance(strategy.backoff, Backoff):
+        raise UsageError(f"task `{task.name}`: `backoff` must be a `Backoff(…)`", why=f"it is {strategy.backoff!r}")
+    return strategy.count, strategy.backoff.to_json()
 
 
 def _timeout(task: "Task[Any, Any]", timeout: Optional[float]) -> Optional[float]:
@@ -488,6 +560,11 @@ def _timeout(task: "Task[Any, Any]", timeout: Optional[float]) -> Optional[float
     if type(timeout) not in (int, float) or not timeout > 0:  # nor is NaN a timeout
         raise UsageError(f"task `{task.name}`: a timeout must be positive, and is {timeout!r}")
     return timeout
+
+
+def cache_terms(cache: Union[str, Cache]) -> dict[str, str]:
+    """What `cache=` says, as plain data; raises `UsageError` where that is nothing."""
+    return (cache if isinstance(cache, Cache) else Cache(cache)).to_json()
 
 
 def _find_task(module: str, qualname: str, overrides: dict[str, Any]) -> Any:

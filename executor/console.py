@@ -121,7 +121,7 @@ class ConsoleView:
             case AttemptEnded():
                 self._attempt_ended(fact)
             case CallEnded():
-                self._waiting.pop(fact.call, None)
+                self._call_ended(fact)
             case RunCancelled():
                 self.say(f"stopping ({fact.reason}); once more to stop at once", "yellow")
             case RunEnded():
@@ -146,6 +146,11 @@ class ConsoleView:
         mark, style = ("✓", "green") if fact.outcome == "ok" else ("✗", "red")
         note = "" if fact.outcome in ("ok", "raised") else f" ({fact.outcome})"
         self.say(f"  {mark} {fact.call} {self._tasks[fact.call]} {fact.seconds:.1f} s{note}", style)
+
+    def _call_ended(self, fact: CallEnded) -> None:
+        self._waiting.pop(fact.call, None)
+        if fact.status == "cached":
+            self.say(f"  ≡ {fact.call} {self._tasks[fact.call]} (cached)", "cyan")
 
     def _run_ended(self, fact: RunEnded) -> None:
         for call in dict.fromkeys(call for call, _ in list(self._partial)):

@@ -15,12 +15,14 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
+from executor.cache import Cache, Hit
+from executor.data.results import Claim
 from executor.data.store import Given, Store, Value, ValueRef, ValueRefused
 from executor.environments import Built
 from executor.errors import MachineError, RunLocalError
@@ -30,17 +32,23 @@ from executor.events import (
     CallCancelled,
     CallEnded,
     CallSubmitted,
+    CallWaiting,
     CancelAttempt,
     Command,
     EndCall,
     Fact,
+    InputsCommitted,
     LogWritten,
     Outcome,
+    RetryDue,
+    RetryLater,
     RunCancelled,
     RunEnded,
     StartAttempt,
     Status,
+    TellWaiting,
 )
+from executor.keys import CallKey
 from executor.manifest import Manifest, Shape, TaskEntry, Terms
 from executor.runtimes import Launch, Runtime
 from executor.runtimes.pool import SlotPool
@@ -52,9 +60,11 @@ from executor.worker.output import LOG_LIMIT_BYTES
 from executor.worker.protocol import Frame, ProtocolError, close_all
 
 Listener = Callable[[Fact], None]
+T = TypeVar("T")
 
 _STORED_AT_ONCE = 4
 _MOST_WAITING = 64  # values, to be stored
+_CLAIMED_S = 0.2  # until it is looked whether another run has computed what is wanted, which no event tells
 
 #: A slot whose memory is in use beyond this, when nothing runs in it, is not used again: the next attempt would be short
 #: of it. What is in use is values that others still read.
@@ -66,6 +76,7 @@ class Plan:
     """All that a run needs to know before it starts.
 
     built: every environment that the root call can reach; project and library: folders mounted into every slot
+    cache: knows which calls need not run
     log_limit: how many bytes of what one attempt prints are kept
     """
 
@@ -79,6 +90,7 @@ class Plan:
     folder: Path
     lease: Path
     machine: Machine
+    cache: Cache
     log_limit: int = LOG_LIMIT_BYTES
 
     def launch(self, environment: str, asked: Shape, number: int) -> Launch:
@@ -120,6 +132,10 @@ class _Call:
     number: int  # the caller's own number for it
     made_in: int  # the attempt of the caller that made it, and that alone gets the answer
     inputs: Value
+    shape: Shape  # of the attempt
+    key: CallKey | None = None  # once its inputs are stored
+    keyed: asyncio.Future[None] | None = None  # that it has one
+    claim: Claim | None = None  # the right to compute what others want, too
     cancelled: asyncio.Event = field(default_factory=asyncio.Event)
     taking: asyncio.Future[Slot] | None = None  # the slot of the attempt that begins
     slot: Slot | None = None
@@ -132,10 +148,12 @@ class _Call:
     preview: Mapping[str, Any] | None = None
     error: Story | None = None
     raised: tuple[Any, bytes] | None = None  # the exception itself, as a place on the wire and a frame's body
+    final: bool = False  # another attempt would be of no use, it says
 
-    def begin(self, attempt: int) -> None:
+    def begin(self, command: StartAttempt) -> None:
         """Forget what an earlier attempt came to."""
-        self.attempt, self.started, self.error, self.raised = attempt, time.monotonic(), None, None
+        self.attempt, self.shape = command.attempt, command.shape
+        self.started, self.error, self.raised, self.final = time.monotonic(), None, None, False
         self.made.clear()
         self.given.clear()
 
@@ -147,8 +165,10 @@ class Engine:
         self._plan, self._store, self._listen = plan, store, listen
         self._state = SchedulerState(plan.machine)
         self._calls: dict[str, _Call] = {}
-        self._facts: asyncio.Queue[SchedulerFact | _Stored | _Broken] = asyncio.Queue()
+        self._facts: asyncio.Queue[SchedulerFact | _Done | _Broken] = asyncio.Queue()
         self._storing: set[asyncio.Task[None]] = set()
+        self._looking: set[asyncio.Task[None]] = set()
+        self._computing: dict[str, tuple[str, asyncio.Event]] = {}  # key → the call that is made for it, and its end
         self._attempts: set[asyncio.Task[None]] = set()
         self._threads = ThreadPoolExecutor(_STORED_AT_ONCE, thread_name_prefix="store")
         self._pool = SlotPool(runtime, plan.launch)
@@ -163,9 +183,10 @@ class Engine:
         try:
             with self._signals():
                 terms = self._plan.manifest.terms(self._plan.task)
-                self._submit("1", _Call(self._plan.task, terms, None, 0, 0, self._plan.inputs))
+                self._submit("1", _Call(self._plan.task, terms, None, 0, 0, self._plan.inputs, terms.shape))
                 await self._loop()
             status = self._ended["1"].status
+            status = "succeeded" if status == "cached" else status
             return self._ended["1"]
         except (asyncio.CancelledError, KeyboardInterrupt):
             status = "cancelled"
@@ -181,22 +202,30 @@ class Engine:
         self._facts.put_nowait(RunCancelled(reason=reason))
 
     async def _loop(self) -> None:
-        while "1" not in self._ended or self._state.live or self._storing:
+        while "1" not in self._ended or not self._state.is_idle or self._storing or self._looking:
             fact = await self._facts.get()
             if isinstance(fact, _Broken):
                 raise fact.error
-            if isinstance(fact, _Stored):
+            if isinstance(fact, _Done):
                 continue
-            self._listen(fact)
+            if isinstance(fact, (AttemptEnded, CallCancelled, RunCancelled)):
+                self._listen(fact)
             for command in self._state.handle(fact):
                 self._obey(command)
+            if isinstance(fact, (CallCancelled, RunCancelled)):
+                self._stop_looking(fact)
 
     def _obey(self, command: Command) -> None:
         match command:
             case StartAttempt():
-                attempt = asyncio.ensure_future(self._attempt(command.call, command.attempt))
+                attempt = asyncio.ensure_future(self._attempt(command))
                 self._attempts.add(attempt)
                 attempt.add_done_callback(self._surface)
+            case RetryLater():
+                due = RetryDue(call=command.call)
+                asyncio.get_running_loop().call_later(command.after_s, self._facts.put_nowait, due)
+            case TellWaiting():
+                self._listen(CallWaiting(call=command.call, reason=command.reason))
             case CancelAttempt():
                 self._cancel(self._calls[command.call])
             case EndCall():
@@ -212,18 +241,94 @@ class Engine:
 
     def _submit(self, name: str, call: _Call) -> None:
         self._calls[name] = call
-        self._keep(call.inputs, lambda _: None)
-        task = call.task
-        self._facts.put_nowait(
-            CallSubmitted(
-                call=name,
-                parent=call.parent,
-                task=task.name,
-                environment=task.environment,
-                shape=call.terms.shape,
-                retries=call.terms.retries,
-            )
+        submitted = CallSubmitted(
+            call=name,
+            parent=call.parent,
+            task=call.task.name,
+            environment=call.task.environment,
+            shape=call.terms.shape,
+            retries=call.terms.retries,
+            backoff=call.terms.backoff,
         )
+        call.keyed = self._beside(self._find_key(name, call), self._storing)
+        if self._plan.cache.is_asked(call.terms):
+            self._beside(self._look_up(name, call, submitted), self._looking)
+        else:
+            self._facts.put_nowait(submitted)
+        self._listen(submitted)
+
+    async def _find_key(self, name: str, call: _Call) -> None:
+        """Commit the inputs of a call, and make its key of them."""
+        ref = await self._commit(call.inputs)
+        cache = self._plan.cache
+        if not cache.knows(call.task):
+            await self._in_thread(cache.learn, call.task)
+        call.key = cache.key(call.task, call.terms, ref)
+        self._listen(InputsCommitted(call=name, inputs=ref.to_json(), key=call.key.digest))
+
+    async def _look_up(self, name: str, call: _Call, submitted: CallSubmitted) -> None:
+        """End a call whose value is there already; any other one goes to the scheduler.
+
+        What another call computes just now, in this run or in another one, is waited for.
+        """
+        assert call.keyed is not None
+        await asyncio.shield(call.keyed)
+        assert call.key is not None
+        cache, key = self._plan.cache, call.key.digest
+        while not call.cancelled.is_set():
+            hit = await self._in_thread(cache.find, name, key, call.terms)
+            if hit:
+                self._take_over(name, call, hit)
+                return
+            if not cache.is_shared(call.terms) or self._is_computed_above(call, key):
+                break
+            if key in self._computing:
+                await _either(self._computing[key][1], call.cancelled)
+                continue
+            call.claim = cache.claim(key)
+            if call.claim is None:
+                with contextlib.suppress(asyncio.TimeoutError):  # another class before Python 3.11
+                    await asyncio.wait_for(call.cancelled.wait(), _CLAIMED_S)
+                continue
+            self._computing[key] = (name, asyncio.Event())
+            hit = await self._in_thread(cache.find, name, key, call.terms)  # whoever had the claim may have been done
+            if hit:
+                self._give_back_claim(call)
+                self._take_over(name, call, hit)
+                return
+            break
+        self._facts.put_nowait(submitted)
+        if call.cancelled.is_set():
+            self._facts.put_nowait(CallCancelled(call=name))
+
+    def _is_computed_above(self, call: _Call, key: str) -> bool:
+        """Whether a caller of this call computes the same: nobody would ever be done."""
+        name, _ = self._computing.get(key, ("", None))
+        above = call.parent
+        while above and above != name:
+            above = self._calls[above].parent if above in self._calls else None
+        return bool(above)
+
+    def _take_over(self, name: str, call: _Call, hit: Hit) -> None:
+        """End a call with a value that was computed before."""
+        del self._calls[name]
+        call.value = hit.value
+        self._answer_caller(call, None)
+        origin = {"run": hit.run, "call": hit.call}
+        value = hit.ref.to_json()
+        self._record_end(CallEnded(call=name, status="cached", value=value, preview=hit.preview, origin=origin))
+
+    def _stop_looking(self, fact: CallCancelled | RunCancelled) -> None:
+        """Let calls that were cancelled before the scheduler knew of them wait for nothing more."""
+        for name in list(self._calls) if isinstance(fact, RunCancelled) else [fact.call]:
+            if name in self._calls and not self._state.is_live(name):
+                self._calls[name].cancelled.set()
+
+    def _give_back_claim(self, call: _Call) -> None:
+        if call.claim and call.key:
+            call.claim.give_back()
+            call.claim = None
+            self._computing.pop(call.key.digest)[1].set()
 
     def _end(self, command: EndCall) -> None:
         """Answer the caller of a call that ended, if that still runs, and record how it ended."""
@@ -236,15 +341,31 @@ class Engine:
         error = None
         if status != "succeeded":
             error = call.error or self._outcome_story(command.call, call.task, command.outcome, reason=command.reason)
-        caller = self._calls.get(call.parent or "")
-        if caller and caller.slot and caller.attempt == call.made_in:
-            self._answer(caller, caller.slot, call, error)
+        self._answer_caller(call, error)
         raised = self._store_raised(*call.raised) if error and call.raised else None
         ended = CallEnded(call=command.call, status=status, preview=call.preview, error=error, raised=raised)
         if error or call.value is None:
+            self._give_back_claim(call)
             self._record_end(ended)
         else:
-            self._keep(call.value, lambda ref: self._record_end(replace(ended, value=ref.to_json())))
+            self._beside(self._finish(call, call.value, ended), self._storing)
+
+    async def _finish(self, call: _Call, value: Value, ended: CallEnded) -> None:
+        """Commit the value of a call that succeeded; it is done when that is, and its key is known."""
+        ref = await self._commit(value)
+        assert call.keyed is not None
+        await asyncio.shield(call.keyed)
+        if call.key and self._plan.cache.is_kept(call.terms):
+            entry = {"value": ref.to_json(), "preview": ended.preview, "run": self._plan.run, "call": ended.call}
+            await self._in_thread(self._plan.cache.keep, call.key, entry)
+        self._give_back_claim(call)
+        self._record_end(replace(ended, value=ref.to_json()))
+
+    def _answer_caller(self, call: _Call, error: Story | None) -> None:
+        """Answer the caller of a call, if that still waits for it."""
+        caller = self._calls.get(call.parent or "")
+        if caller and caller.slot and caller.attempt == call.made_in:
+            self._answer(caller, caller.slot, call, error)
 
     def _store_raised(self, place: Mapping[str, Any], body: bytes) -> dict[str, Any] | None:
         """Commit the exception of a failed call, where it is a value."""
@@ -257,30 +378,30 @@ class Engine:
         self._ended[ended.call] = ended
         self._listen(ended)
 
-    def _keep(self, value: Value, then: Callable[[ValueRef], None]) -> None:
-        """Commit a value while the run goes on; a small one at once. A call is done when its value is committed."""
-        if value.is_small:
-            then(value.commit(self._store))
-            return
+    async def _commit(self, value: Value) -> ValueRef:
+        """Commit a value while the run goes on; a small one at once."""
+        return value.commit(self._store) if value.is_small else await self._in_thread(value.commit, self._store)
 
-        async def store() -> None:
-            loop = asyncio.get_running_loop()
-            then(await loop.run_in_executor(self._threads, value.commit, self._store))
+    async def _in_thread(self, function: Callable[..., T], *args: Any) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, function, *args)
 
-        storing = asyncio.ensure_future(store())
-        self._storing.add(storing)
-        storing.add_done_callback(self._stored)
+    def _beside(self, work: Coroutine[Any, Any, None], kind: set[asyncio.Task[None]]) -> asyncio.Task[None]:
+        """Do something while the run goes on; the run ends when it is done, and at once where it fails."""
+        doing = asyncio.ensure_future(work)
+        kind.add(doing)
+        doing.add_done_callback(lambda done: self._done(done, kind))
+        return doing
 
     async def _room_to_store(self) -> None:
         """Let who makes values faster than they are stored wait: each holds an open file, and memory."""
         while len(self._storing) > _MOST_WAITING:
             await asyncio.wait(self._storing, return_when=asyncio.FIRST_COMPLETED)
 
-    def _stored(self, storing: asyncio.Task[None]) -> None:
+    def _done(self, doing: asyncio.Task[None], kind: set[asyncio.Task[None]]) -> None:
         """A value that cannot be stored ends the run: what was made of it could not be trusted to be there."""
-        self._storing.discard(storing)
-        error = None if storing.cancelled() else storing.exception()
-        self._facts.put_nowait(_Broken(error) if error else _Stored())
+        kind.discard(doing)
+        error = None if doing.cancelled() else doing.exception()
+        self._facts.put_nowait(_Broken(error) if error else _Done())
 
     def _answer(self, caller: _Call, slot: Slot, call: _Call, error: Story | None) -> None:
         """Tell the caller's attempt what became of its call; a value that cannot be given is a failure, too."""
@@ -314,20 +435,22 @@ class Engine:
 
     # -- attempts ------------------------------------------------------------------------------------------------------
 
-    async def _attempt(self, name: str, number: int) -> None:
+    async def _attempt(self, command: StartAttempt) -> None:
         """One attempt, from a slot to its end; whatever happens becomes one `AttemptEnded`."""
-        call = self._calls[name]
-        call.begin(number)
+        name, call = command.call, self._calls[command.call]
+        call.begin(command)
         slot = await self._take_slot(name, call)
         if slot is None:
             self._attempt_ended(name, {"outcome": "rejected" if call.error else "cancelled"})
             return
         call.slot = slot
-        self._listen(AttemptStarted(call=name, attempt=number, container=slot.container))
+        limit = call.shape.memory_limit_bytes
+        started = AttemptStarted(call=name, attempt=call.attempt, container=slot.container, memory_bytes=limit)
+        self._listen(started)
         usable, verdict = await self._use(name, call, slot)
         call.slot = None
         if usable:
-            self._pool.give_back(call.task.environment, call.terms.shape, slot)
+            self._pool.give_back(call.task.environment, call.shape, slot)
         else:
             await self._pool.stop(slot)
         self._attempt_ended(name, verdict)
@@ -337,7 +460,7 @@ class Engine:
         if call.cancelled.is_set():
             return None
         environment = call.task.environment
-        call.taking = asyncio.ensure_future(self._pool.take(environment, call.terms.shape))
+        call.taking = asyncio.ensure_future(self._pool.take(environment, call.shape))
         try:
             slot = await call.taking
         except asyncio.CancelledError:
@@ -348,7 +471,7 @@ class Engine:
         finally:
             call.taking = None
         if call.cancelled.is_set():
-            self._pool.give_back(environment, call.terms.shape, slot)
+            self._pool.give_back(environment, call.shape, slot)
             return None
         return slot
 
@@ -408,6 +531,7 @@ class Engine:
             elif kind == "ERROR":
                 call.error = read_story(header["error"])
                 call.raised = (header["value"], body) if "value" in header else None
+                call.final = bool(header.get("final"))
             elif kind == "ENDED":
                 if result and header["outcome"] == "ok":
                     call.value = self._receive(call, slot, result)
@@ -438,7 +562,7 @@ class Engine:
             slot.send({"kind": "ANSWER", "id": number, "error": story})
             return
         call.made[number] = f"{name}.{next(call.children)}"
-        self._submit(call.made[number], _Call(task, terms, name, number, call.attempt, inputs))
+        self._submit(call.made[number], _Call(task, terms, name, number, call.attempt, inputs, terms.shape))
 
     def _abandon(self, call: _Call, number: int) -> None:
         """A task does not wait for one of its calls any more."""
@@ -478,6 +602,7 @@ class Engine:
                 outcome=verdict["outcome"],
                 seconds=round(time.monotonic() - call.started, 4),
                 evidence=evidence,
+                final=call.final,
             )
         )
 
@@ -516,17 +641,27 @@ class Engine:
             attempt.cancel()
         await asyncio.gather(*attempts, return_exceptions=True)
         for call in self._calls.values():
+            self._give_back_claim(call)
             if call.slot:
                 call.slot.hang_up()
         await self._pool.close()
-        for storing in self._storing:
-            storing.cancel()
+        for doing in (*self._storing, *self._looking):
+            doing.cancel()
         self._threads.shutdown()
         shutil.rmtree(self._plan.folder / "slots", ignore_errors=True)
 
 
-class _Stored:
-    """A value has been committed."""
+class _Done:
+    """Something that was done beside the run is done."""
+
+
+async def _either(*events: asyncio.Event) -> None:
+    waiting = [asyncio.ensure_future(event.wait()) for event in events]
+    try:
+        await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for each in waiting:
+            each.cancel()
 
 
 @dataclass(frozen=True, slots=True)

@@ -114,6 +114,10 @@ class NotPicklable(RunLocalError, TypeError):
     """An argument or a value cannot be sent to another task."""
 
 
+class NonRecoverableError(Exception):
+    """To be raised by a task, or extended by an error of its own, where another attempt would be of no use."""
+
+
 class TaskError(RunLocalError):
     """A called task failed. Raised in the caller, where it can be caught.
 

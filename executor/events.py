@@ -9,17 +9,39 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from executor.manifest import Shape
+from executor.manifest import Backoff, Shape
 
-Outcome = Literal["ok", "raised", "exit", "signal", "oom", "timeout", "cancelled", "lost", "rejected"]
-Status = Literal["succeeded", "failed", "cancelled"]
+#: How an attempt can end. `raised`: the task's exception; `exit` and `signal`: its process ended without having returned;
+#: `lost_agent`: its container or process tree was gone; `lost_engine`: the engine was; `rejected`: it could not begin.
+Outcome = Literal[
+    "ok", "raised", "exit", "signal", "oom", "timeout", "cancelled", "lost_agent", "lost_engine", "rejected"
+]
+Status = Literal["succeeded", "failed", "cancelled", "cached"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Device:
+    """A GPU, or a slice of one, as it was seen.
+
+    held:    which other run holds its lease, as `run 2026… of alice`, or empty
+    foreign: which processes that are not run-local's have memory on it, or empty
+    """
+
+    uuid: str
+    name: str
+    memory_bytes: int
+    free_bytes: int
+    held: str = ""
+    foreign: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunStarted:
     """A run began; `workflow` is the name of the root task.
 
-    mounts: environment → path in it → path on this machine
+    mounts:  environment → path in it → path on this machine
+    target:  what the workflow is found by again: `file.py:environment.task`, from the project's root
+    resumes: the run that this one goes on with, or empty
     """
 
     run: str
@@ -27,6 +49,8 @@ class RunStarted:
     runtime: str
     root: str
     mounts: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    target: str = ""
+    resumes: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,7 +65,10 @@ class EnvironmentReady:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CallSubmitted:
-    """A task was called: by the user (parent None) or by the task of another call."""
+    """A task was called: by the user (parent None) or by the task of another call.
+
+    rank: the seconds that are expected from its start to the end of the run; calls with more go first
+    """
 
     call: str
     parent: str | None
@@ -49,15 +76,39 @@ class CallSubmitted:
     environment: str
     shape: Shape
     retries: int = 0
+    backoff: Backoff = field(default_factory=Backoff)
+    rank: float = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CallWaiting:
+    """A call waits for what others hold."""
+
+    call: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InputsCommitted:
+    """The inputs of a call are in the store, so its key is known (see `keys`)."""
+
+    call: str
+    inputs: Mapping[str, Any]
+    key: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttemptStarted:
-    """A slot took the call; `container` is its id, or None under the process runtime."""
+    """A slot took the call; `container` is its id, or None under the process runtime.
+
+    gpus: the UUIDs of its devices; memory_bytes: what it may use at most, where that is limited
+    """
 
     call: str
     attempt: int
     container: str | None
+    gpus: tuple[str, ...] = ()
+    memory_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,13 +122,39 @@ class LogWritten:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttemptEnded:
-    """An attempt is over and nothing of it is left. `seconds` is from its start to its end."""
+    """An attempt is over and nothing of it is left.
+
+    seconds: from its start to its end; final: the task said that another attempt is of no use
+    """
 
     call: str
     attempt: int
     outcome: Outcome
     seconds: float
     evidence: Mapping[str, Any]
+    final: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttemptDeferred:
+    """An attempt could not begin: the devices that it was to have are somebody else's now."""
+
+    call: str
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RetryDue:
+    """The time that a call was to wait before its next attempt is over."""
+
+    call: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DevicesSeen:
+    """All GPUs of this machine, as they are now."""
+
+    devices: tuple[Device, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,6 +162,7 @@ class CallEnded:
     """A call is over: its value is committed (`value`, `preview`), or it failed (`error`).
 
     raised: the exception that it failed with, as a committed value, where it is one
+    origin: where the value of a cached call was computed: the `run` and the `call`
     """
 
     call: str
@@ -93,6 +171,7 @@ class CallEnded:
     preview: Mapping[str, Any] | None = None
     error: Mapping[str, Any] | None = None
     raised: Mapping[str, Any] | None = None
+    origin: Mapping[str, str] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,9 +204,14 @@ Fact = (
     RunStarted
     | EnvironmentReady
     | CallSubmitted
+    | CallWaiting
+    | InputsCommitted
     | AttemptStarted
     | LogWritten
     | AttemptEnded
+    | AttemptDeferred
+    | RetryDue
+    | DevicesSeen
     | CallEnded
     | CallCancelled
     | RunCancelled
@@ -137,10 +221,31 @@ Fact = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StartAttempt:
-    """Run this call now; its share of the machine is taken."""
+    """Run this call now; its share of the machine is taken.
+
+    shape: what this attempt gets, which may be more memory than the last one; gpus: the UUIDs of its devices
+    """
 
     call: str
     attempt: int
+    shape: Shape
+    gpus: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RetryLater:
+    """Tell of this call (`RetryDue`) when so many seconds are over."""
+
+    call: str
+    after_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TellWaiting:
+    """Say what a call waits for."""
+
+    call: str
+    reason: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -159,4 +264,4 @@ class EndCall:
     reason: str = ""
 
 
-Command = StartAttempt | CancelAttempt | EndCall
+Command = StartAttempt | RetryLater | TellWaiting | CancelAttempt | EndCall

@@ -18,7 +18,12 @@ class Shape:
     """The share of the machine that one attempt gets; plain numbers, from `Resources.to_json`.
 
     cpus, memory_bytes: what must be free before an attempt starts
-    cpus_limit, memory_limit_bytes: what its container may use; None is the whole machine
+    cpus_limit:         what its container may use
+    memory_limit_bytes: as much memory a later attempt gets at most, when one ends for want of it, and an attempt's own
+                        limit is what it was admitted with; None is the whole machine, for each
+    gpus, gpu_model, gpu_memory_bytes, gpu_shared: devices, each with these words in its name and so much memory free;
+                        with `gpu_shared` also one on which processes that are not run-local's have memory
+    disk_bytes:         what an attempt may write; None is as much as there is
     """
 
     cpus: float
@@ -28,6 +33,25 @@ class Shape:
     gpus: int
     gpu_model: str
     shm_bytes: int | None
+    gpu_memory_bytes: int | None = None
+    gpu_shared: bool = False
+    disk_bytes: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Backoff:
+    """How long a call waits before its next attempt: `base_s · factor ** n` before the n-th (0, 1, …), at most `cap_s`."""
+
+    base_s: float = 0.5
+    factor: float = 2.0
+    cap_s: float = 60.0
+
+    def before(self, retry: int) -> float:
+        """Seconds before a retry, the first being 0."""
+        try:
+            return min(self.cap_s, self.base_s * self.factor**retry)
+        except OverflowError:
+            return self.cap_s
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +77,18 @@ class Parameter:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CacheTerms:
+    """Whether calls that were made before need not run again (see `authoring.Cache`)."""
+
+    behavior: str = "disable"
+    version: str = ""
+
+    def __post_init__(self) -> None:
+        if self.behavior not in ("auto", "override", "disable"):
+            raise ValueError(f"{self.behavior!r} is no behaviour of a cache")
+
+
+@dataclass(frozen=True, kw_only=True)
 class TaskEntry:
     """One task; `name` is `environment.function`, and module and qualname find it in a container.
 
@@ -72,6 +108,8 @@ class TaskEntry:
     timeout_s: float | None
     calls: Mapping[str, str] = field(default_factory=dict)
     is_async: bool = False
+    cache: CacheTerms = CacheTerms()
+    backoff: Backoff = Backoff()
 
     @property
     def short_name(self) -> str:
@@ -87,6 +125,8 @@ class Terms:
     env_vars: Mapping[str, str]
     retries: int
     timeout_s: float | None
+    cache: CacheTerms = CacheTerms()
+    backoff: Backoff = Backoff()
 
     def override(self, told: Mapping[str, Any]) -> Terms:
         """These terms with what `Task.override` changed; raises `ProjectError` where that makes no sense."""
@@ -98,6 +138,10 @@ class Terms:
                 changed["env_vars"] = {str(name): str(value) for name, value in changed["env_vars"].items()}
             if "retries" in changed:
                 changed["retries"] = int(changed["retries"])
+            if "backoff" in changed:
+                changed["backoff"] = Backoff(**{name: _number(value) for name, value in changed["backoff"].items()})
+            if "cache" in changed:
+                changed["cache"] = CacheTerms(**changed["cache"])
             if changed.get("timeout_s") is not None:
                 changed["timeout_s"] = _number(changed["timeout_s"])
             return replace(self, **changed)
@@ -183,6 +227,8 @@ class Manifest:
             env_vars=environment.env_vars,
             retries=task.retries,
             timeout_s=task.timeout_s,
+            cache=task.cache,
+            backoff=task.backoff,
         )
 
     def reachable(self, environment: str) -> list[str]:
@@ -239,13 +285,16 @@ class Manifest:
         return list(order)
 
 
+_OPTIONAL_SIZES = ("memory_limit_bytes", "shm_bytes", "gpu_memory_bytes", "disk_bytes")
+
+
 def _checked(shape: Shape) -> Shape:
     """A shape that a task has sent; raises `ValueError` or `TypeError` for one that makes no sense."""
-    for name in ("cpus", "cpus_limit", "memory_bytes", "memory_limit_bytes", "gpus", "shm_bytes"):
+    for name in ("cpus", "cpus_limit", "memory_bytes", "gpus", *_OPTIONAL_SIZES):
         value = getattr(shape, name)
         if value is not None or name in ("cpus", "cpus_limit", "memory_bytes", "gpus"):
             _number(value)
-    return replace(shape, gpu_model=str(shape.gpu_model))
+    return replace(shape, gpu_model=str(shape.gpu_model), gpu_shared=bool(shape.gpu_shared))
 
 
 def _number(value: Any) -> float:
@@ -266,7 +315,7 @@ def parse_manifest(doc: Mapping[str, Any]) -> Manifest:
             missing={name: tuple(places) for name, places in doc.get("missing", {}).items()},
             references=dict(doc.get("references", {})),
         )
-    except (KeyError, TypeError, AttributeError) as exc:
+    except (KeyError, TypeError, ValueError, AttributeError) as exc:
         raise ProjectError(
             "the description of the workflow cannot be read", why=f"{type(exc).__name__}: {exc}"
         ) from exc
@@ -280,5 +329,9 @@ def _parse_environment(doc: Mapping[str, Any]) -> EnvironmentEntry:
 
 
 def _parse_task(doc: Mapping[str, Any]) -> TaskEntry:
-    rest = {key: value for key, value in doc.items() if key != "parameters"}
-    return TaskEntry(parameters=tuple(Parameter(**one) for one in doc["parameters"]), **rest)
+    made = {
+        "parameters": tuple(Parameter(**one) for one in doc["parameters"]),
+        "cache": CacheTerms(**doc.get("cache", {})),
+        "backoff": Backoff(**doc.get("backoff", {})),
+    }
+    return TaskEntry(**{**doc, **made})

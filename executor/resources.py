@@ -60,9 +60,12 @@ class Resources:
     """The share of the machine that one attempt of a task may use.
 
     cpu:    cores, fractions allowed; default 1
-    memory: bytes or text with a unit; a hard limit. Default: admitted as 2 GiB, limited by the machine only
-    gpu:    whole devices, `1` or `"A100:2"`; an attempt never shares one
-    disk:   accepted for Flyte's sake; not enforced yet
+    memory: bytes or text with a unit; a hard limit. A tuple is what the first attempt gets, and the most: an attempt that
+            runs out of it is made again with twice as much. Default: admitted as 2 GiB, limited by the machine only
+    gpu:    whole devices, `1` or `"A100:2"`; an attempt never shares one with another attempt, of whatever run
+    gpu_memory: what must be free on each of them
+    gpu_shared: take one on which processes that are not run-local's have memory
+    disk:   what an attempt may write in its working folder and hand over
     shm:    size of /dev/shm; default a quarter of the memory limit
     """
 
@@ -71,6 +74,8 @@ class Resources:
     gpu: Union[int, str, None] = None
     disk: Amount = None
     shm: Amount = None
+    gpu_memory: Optional[Quantity] = None
+    gpu_shared: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """Plain numbers; raises `UsageError` for an amount that means nothing."""
@@ -85,7 +90,16 @@ class Resources:
             "gpus": gpus,
             "gpu_model": model,
             "shm_bytes": None if self.shm is None else _pair(self.shm, parse_memory, 0, None)[1],
+            "gpu_memory_bytes": None if self.gpu_memory is None else parse_memory(self.gpu_memory),
+            "gpu_shared": _flag(self.gpu_shared),
+            "disk_bytes": None if self.disk is None else _pair(self.disk, parse_memory, 0, None)[1],
         }
+
+
+def _flag(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise UsageError("`gpu_shared` must be True or False", why=f"it is {value!r}")
+    return value
 
 
 def _pair(amount: Amount, parse: Any, request: Any, limit: Optional[Any]) -> tuple[Any, Any]:

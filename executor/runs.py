@@ -18,9 +18,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from executor import dockerd, machine
+from executor.cache import Cache, Done
 from executor.data.leases import NAME as LEASE
 from executor.data.leases import hold_lease, lease_is_held
 from executor.data.records import Record, RunView, read_run
+from executor.data.results import Results
 from executor.data.snapshot import take_snapshot
 from executor.data.store import Blob, Store, Value, read_value
 from executor.engine import Engine, Listener, Plan
@@ -31,6 +33,7 @@ from executor.events import EnvironmentReady, Fact, RunEnded, RunStarted, Status
 from executor.manifest import Manifest, TaskEntry
 from executor.missing import check_imports
 from executor.mounts import check_mounts
+from executor.reach import reached
 from executor.runtimes import Runtime
 from executor.runtimes.docker import DockerRuntime
 from executor.runtimes.library import worker_library
@@ -46,8 +49,10 @@ RuntimeName = Literal["docker", "process"]
 class Request:
     """What to run: a described task and its inputs.
 
-    inputs: JSON, with the user's files that it names (`{"$file": key}`) in `files`; or a value that was made of them already
-    run:    the id of the run
+    inputs:  JSON, with the user's files that it names (`{"$file": key}`) in `files`; or a value made of them already
+    run:     the id of the run
+    fresh:   take nothing from the cache
+    resumes: the run that this one goes on with
     """
 
     manifest: Manifest
@@ -57,6 +62,8 @@ class Request:
     runtime: RuntimeName
     home: Path
     run: str = field(default_factory=lambda: _new_id(time.time()))
+    fresh: bool = False
+    resumes: RunView | None = None
 
 
 class Stop:
@@ -181,6 +188,7 @@ def run_workflow(request: Request, listen: Listener, progress: Progress, stop: S
                 folder=record.folder,
                 lease=lease,
                 machine=offered,
+                cache=_cache(request, store, built, project),
                 log_limit=log_limit,
             )
         except RunLocalError as exc:
@@ -271,6 +279,26 @@ def _started(request: Request, run: str, names: Sequence[str]) -> RunStarted:
         runtime=request.runtime,
         root=request.manifest.root,
         mounts={name: {each.target: each.source for each in made} for name, made in mounts.items() if made},
+        target=f"{request.task.file}:{request.task.name}",
+        resumes=request.resumes.id if request.resumes else "",
+    )
+
+
+def _cache(request: Request, store: Store, built: Mapping[str, Built], project: Path) -> Cache:
+    """What knows which calls of a run need not run."""
+    earlier = request.resumes.calls.values() if request.resumes else ()
+    return Cache(
+        store,
+        Results(request.home, store),
+        manifest=request.manifest,
+        keys={name: made.key for name, made in built.items()},
+        reach=lambda task: reached(project, request.manifest.import_roots, task),
+        done=[
+            Done(run=request.resumes.id, call=call.id, key=call.call_key, value=call.value, preview=call.preview)
+            for call in earlier
+            if request.resumes and call.status in ("succeeded", "cached") and call.value and call.call_key
+        ],
+        fresh=request.fresh,
     )
 
 

@@ -18,7 +18,7 @@ from executor.data.records import CallView, RunView, read_run, run_ids
 from executor.errors import RunLocalError, UsageError
 from executor.runs import result_document
 
-_STYLES = {"succeeded": "green", "failed": "red", "cancelled": "yellow", "interrupted": "yellow"}
+_STYLES = {"succeeded": "green", "cached": "cyan", "failed": "red", "cancelled": "yellow", "interrupted": "yellow"}
 
 
 @click.command("runs")

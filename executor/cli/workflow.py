@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from executor import machine, runs
 from executor.cli import inputs, print_json
 from executor.console import ConsoleView, render_failure
 from executor.data.records import RunView
+from executor.data.store import Value
 from executor.describe import describe
 from executor.manifest import Manifest, TaskEntry
 
@@ -29,6 +32,7 @@ def workflow_command(name: str) -> click.Command:
             show_default=True,
             help="Containers, or isolated processes where no engine answers.",
         ),
+        click.Option(["--no-cache"], is_flag=True, help="Compute anew what the cache holds."),
         click.Option(["--json", "as_json"], is_flag=True, help="Print one JSON document about the run."),
         click.Option(["-v", "--verbose"], is_flag=True, help="Show what the tasks print."),
     ]
@@ -36,31 +40,36 @@ def workflow_command(name: str) -> click.Command:
     taken = frozenset(name for option in options for name in option.opts)
     theirs = inputs.options(task, taken)
 
-    def callback(runtime: str, as_json: bool, verbose: bool, **values: Any) -> int:
-        given = inputs.read(task, values, taken)
-        return _run(manifest, task, runtime=runtime, as_json=as_json, verbose=verbose, given=given)
+    def callback(runtime: str, no_cache: bool, as_json: bool, verbose: bool, **values: Any) -> int:
+        given, files = inputs.read(task, values, taken)
+        wanted = Wanted(manifest=manifest, task=task, inputs=given, files=files, fresh=no_cache)
+        return run(wanted, runtime=runtime, as_json=as_json, verbose=verbose)
 
-    assert mine == {"runtime", "as_json", "verbose"}
+    assert mine == {"runtime", "no_cache", "as_json", "verbose"}
     return inputs.WorkflowCommand(name, params=[*theirs, *options], callback=callback, help=task.doc or None)
 
 
-def _run(
-    manifest: Manifest,
-    task: TaskEntry,
-    *,
-    runtime: str,
-    as_json: bool,
-    verbose: bool,
-    given: tuple[dict[str, Any], dict[str, Path]],
-) -> int:
-    values, files = given
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """What somebody at a command line wants to be run; see `runs.Request`."""
+
+    manifest: Manifest
+    task: TaskEntry
+    inputs: Mapping[str, Any] | Value
+    files: Mapping[str, Path] = field(default_factory=dict)
+    fresh: bool = False
+    resumes: RunView | None = None
+
+
+def run(wanted: Wanted, *, runtime: str, as_json: bool, verbose: bool) -> int:
+    """Run it with a view of it on stderr, print what it came to, and answer with the exit code."""
     home = machine.home()
     runs.remove_dead(home)
     chosen, note = runs.choose_runtime(runtime)
     with ConsoleView(verbose=verbose) as view:
         if note:
             view.say(note, "yellow")
-        request = runs.Request(manifest=manifest, task=task, inputs=values, files=files, runtime=chosen, home=home)
+        request = runs.Request(**vars(wanted), runtime=chosen, home=home)
         ended = runs.run_workflow(request, view, view.progress)
     _report(ended, as_json)
     return _EXIT_CODES[ended.status]
@@ -82,6 +91,10 @@ def _report(view: RunView, as_json: bool) -> None:
             f"  hint: `run-local show {view.id}` tells more, `run-local logs {view.id}` what the tasks printed",
             err=True,
         )
+    if view.status in ("failed", "cancelled") and any(each.status == "succeeded" for each in view.calls.values()):
+        click.echo(
+            f"  hint: `run-local resume {view.id}` goes on with it: calls that succeeded are not made again", err=True
+        )
     if view.outputs.exists() and any(view.outputs.iterdir()):
         click.echo(f"outputs: {view.outputs}", err=True)
     sys.stdout.flush()
@@ -90,12 +103,13 @@ def _report(view: RunView, as_json: bool) -> None:
 def document(view: RunView, result: Any) -> dict[str, Any]:
     """The JSON document about a run that `--json` promises."""
     fields = (
-        "id", "parent", "task", "environment", "key", "python", "status", "seconds", "attempts", "container",
+        "id", "parent", "task", "environment", "key", "python", "status", "seconds", "attempts", "container", "origin",
     )  # fmt: skip
     error = view.error or (view.root_call.error if view.root_call else None)
     return {
         "run": view.id,
         "status": view.status,
+        "resumes": view.resumes or None,
         "runtime": view.runtime,
         "result": result,
         "calls": [

@@ -65,7 +65,12 @@ def _plain(part: Any) -> Any:
 
 @dataclass(kw_only=True)
 class CallView:
-    """One call as its record tells it. status: waiting, running, succeeded, failed or cancelled."""
+    """One call as its record tells it.
+
+    status: waiting, running, succeeded, cached, failed or cancelled
+    key:    of its environment; call_key is that of the call (see `keys`), once its inputs are stored
+    origin: where the value of a cached call was computed: the `run` and the `call`
+    """
 
     id: str
     parent: str | None
@@ -81,6 +86,9 @@ class CallView:
     preview: dict[str, Any] | None = None
     error: dict[str, Any] | None = None
     raised: dict[str, Any] | None = None
+    inputs: dict[str, Any] | None = None
+    call_key: str = ""
+    origin: dict[str, str] | None = None
     evidence: dict[str, Any] = field(default_factory=dict)
 
 
@@ -88,8 +96,10 @@ class CallView:
 class RunView:
     """One run as its record tells it.
 
-    status: running, interrupted, succeeded, failed or cancelled
-    error:  why it could not begin, as what, why and hint
+    status:  running, interrupted, succeeded, failed or cancelled
+    target:  what the workflow is found by again, from the project's root
+    resumes: the run that this one goes on with, or empty
+    error:   why it could not begin, as what, why and hint
     """
 
     id: str
@@ -97,6 +107,8 @@ class RunView:
     workflow: str = ""
     runtime: str = ""
     root: str = ""
+    target: str = ""
+    resumes: str = ""
     status: str = "running"
     started: float = 0.0
     seconds: float = 0.0
@@ -172,6 +184,7 @@ def _lines(journal: Path) -> Iterator[dict[str, Any]]:
 
 def _run_started(view: RunView, fact: dict[str, Any]) -> None:
     view.workflow, view.runtime, view.root, view.started = fact["workflow"], fact["runtime"], fact["root"], fact["at"]
+    view.target, view.resumes = fact.get("target", ""), fact.get("resumes", "")
 
 
 def _environment_ready(view: RunView, fact: dict[str, Any]) -> None:
@@ -190,6 +203,11 @@ def _call_submitted(view: RunView, fact: dict[str, Any]) -> None:
     )
 
 
+def _inputs_committed(view: RunView, fact: dict[str, Any]) -> None:
+    call = view.calls[fact["call"]]
+    call.inputs, call.call_key = fact["inputs"], fact["key"]
+
+
 def _attempt_started(view: RunView, fact: dict[str, Any]) -> None:
     call = view.calls[fact["call"]]
     call.status, call.attempts, call.container = "running", fact["attempt"], fact["container"]
@@ -204,7 +222,7 @@ def _attempt_ended(view: RunView, fact: dict[str, Any]) -> None:
 def _call_ended(view: RunView, fact: dict[str, Any]) -> None:
     call = view.calls[fact["call"]]
     call.status, call.value, call.preview, call.error = fact["status"], fact["value"], fact["preview"], fact["error"]
-    call.raised = fact.get("raised")
+    call.raised, call.origin = fact.get("raised"), fact.get("origin")
 
 
 def _run_ended(view: RunView, fact: dict[str, Any]) -> None:
@@ -215,6 +233,7 @@ _FOLDS: dict[str, Callable[[RunView, dict[str, Any]], None]] = {
     "RunStarted": _run_started,
     "EnvironmentReady": _environment_ready,
     "CallSubmitted": _call_submitted,
+    "InputsCommitted": _inputs_committed,
     "AttemptStarted": _attempt_started,
     "AttemptEnded": _attempt_ended,
     "CallEnded": _call_ended,

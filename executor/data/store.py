@@ -22,14 +22,14 @@ import stat
 import tempfile
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from executor.errors import MachineError, RunLocalError
 from executor.worker.memory import is_sealed
 from executor.worker.payload import is_within
-from executor.worker.protocol import MOST_FDS, close_all
+from executor.worker.protocol import INLINE_BYTES, MOST_FDS, close_all
 
 _OUTPUT_NAME = re.compile(r"^v[0-9]{1,9}$")
 _CHUNK = 2**20
@@ -67,13 +67,17 @@ class FileRef:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ValueRef:
-    """A committed value: its payload and what is attached to it. environment: where it was made."""
+    """A committed value: its payload and what is attached to it.
+
+    environment: where it was made; texts: what whoever cannot open it is told of what is in it (see `worker.preview`)
+    """
 
     sha256: str
     size: int
     type: str = ""
     environment: str = ""
     files: tuple[FileRef, ...] = ()
+    texts: Mapping[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Plain data, for the record."""
@@ -87,6 +91,24 @@ def read_value(doc: Mapping[str, Any]) -> ValueRef:
         tree = each.get("tree")
         files.append(FileRef(**{**each, "tree": None if tree is None else tuple(TreeEntry(**entry) for entry in tree)}))
     return ValueRef(**{**doc, "files": tuple(files)})
+
+
+def open_value(store: Store, ref: ValueRef) -> Value:
+    """A committed value, to be given to a task; one that is not in the store raises `OSError`."""
+
+    def blob(sha256: str) -> Blob:
+        return Blob(path=store.path(sha256), sha256=sha256)
+
+    def content(file: FileRef) -> Blob | Tree:
+        if file.tree is None:
+            return blob(file.sha256)
+        return Tree((entry, blob(entry.sha256) if entry.kind == "file" else None) for entry in file.tree)
+
+    payload = blob(ref.sha256)
+    if ref.size <= INLINE_BYTES:
+        payload = Blob(data=store.path(ref.sha256).read_bytes(), sha256=ref.sha256)
+    files = [Attachment(name=each.name, content=content(each), key=each.key) for each in ref.files]
+    return Value(payload, files, type=ref.type, environment=ref.environment, texts=ref.texts)
 
 
 class ValueRefused(RunLocalError):
@@ -225,6 +247,7 @@ class Value:
             type=self.type,
             environment=self.environment,
             files=files,
+            texts=self.texts,
         )
 
     def blobs(self) -> Iterator[Blob]:

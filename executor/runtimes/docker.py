@@ -61,7 +61,7 @@ def plan(launch: Launch, door: Door) -> dict[str, Any]:
         "image": launch.image,
         "name": f"run-local-{launch.run}-{launch.number}",
         "entrypoint": [],
-        "command": [PYTHON, "-I", "-S", LIBRARY, json.dumps(config)],
+        "command": [PYTHON, "-s", "-S", LIBRARY, json.dumps(config)],
         "user": f"{uid}:{gid}",
         "working_dir": f"{TASK}/work",
         "hostname": "task",

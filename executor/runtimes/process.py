@@ -122,7 +122,7 @@ def _spawn(launch: Launch, door: Door) -> subprocess.Popen[bytes]:
     assert launch.prefix is not None
     with (launch.folder / "agent.log").open("wb") as log:
         process: subprocess.Popen[bytes] = machine.spawn(
-            [str(launch.prefix / "bin/python"), "-I", "-S", str(launch.library), json.dumps(_config(launch, door))],
+            [str(launch.prefix / "bin/python"), "-s", "-S", str(launch.library), json.dumps(_config(launch, door))],
             env=_environment(launch),
             stdin=subprocess.DEVNULL,
             stdout=log,

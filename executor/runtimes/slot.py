@@ -268,6 +268,7 @@ def common_variables(shape: Shape) -> dict[str, str]:
         "LOGNAME": "task",
         "LANG": "C.UTF-8",
         "PYTHONDONTWRITEBYTECODE": "1",
+        "PYTHONHASHSEED": "0",  # or the same set of texts has another order, and other bytes, in each container
         **{f"{library}_NUM_THREADS": threads for library in ("OMP", "OPENBLAS", "MKL", "NUMEXPR")},
     }
 

@@ -235,7 +235,7 @@ class Agent:
             else:
                 os.set_inheritable(channel.fileno(), True)
                 config = json.dumps({**self._config, "channel": channel.fileno()})
-                os.execv(sys.executable, [sys.executable, "-I", "-S", sys.argv[0], config])  # noqa: S606
+                os.execv(sys.executable, [sys.executable, "-s", "-S", sys.argv[0], config])  # noqa: S606
         except BaseException:  # noqa: BLE001  nothing can be told to anybody; the task's log is what is left
             os.write(2, traceback.format_exc().encode(errors="backslashreplace"))
         finally:

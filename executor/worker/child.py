@@ -22,7 +22,7 @@ from concurrent.futures import Future
 from typing import Any, Callable
 
 from executor import authoring
-from executor.errors import NotPicklable, ProjectError, RunLocalError, TaskError, UsageError
+from executor.errors import NonRecoverableError, NotPicklable, ProjectError, RunLocalError, TaskError, UsageError
 from executor.worker import kernel, opaque, payload, shapes, stubs
 from executor.worker.output import flush_streams, open_streams
 from executor.worker.preview import preview
@@ -270,7 +270,8 @@ def _tell(
     """Send the story of a failure, and what was raised; of one that cannot be told, at least what it is."""
     raised = _raised(exc, folders)
     try:
-        link.send({"kind": "ERROR", "error": _story(exc, header, config), **raised[0]}, raised[1])
+        told = {"kind": "ERROR", "error": _story(exc, header, config), "final": isinstance(exc, NonRecoverableError)}
+        link.send({**told, **raised[0]}, raised[1])
     except Exception:  # noqa: BLE001  an exception is user code, too
         link.send({"kind": "ERROR", "error": _short_story(exc, header, config)})
 

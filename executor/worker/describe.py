@@ -218,7 +218,9 @@ def _describe_task(task: authoring.Task[Any, Any], root: str) -> dict[str, Any]:
             for name, each in shapes.signature(task.function).parameters.items()
         ],
         "retries": task.retries,
+        "backoff": task.backoff,
         "timeout_s": task.timeout,
+        "cache": task.cache,
         "calls": calls_of(task, root),
         "is_async": task.is_async,
     }

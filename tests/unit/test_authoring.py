@@ -63,11 +63,11 @@ def test_outside_a_run_a_task_is_its_function() -> None:
 
 def test_a_timeout_is_a_positive_time_or_none_at_all() -> None:
     """One without end is none; what is no number is refused."""
-    assert double._with(0, float("inf")).timeout is None
+    assert double._with(0, float("inf"), None).timeout is None
     for wrong in (float("nan"), 0, -1.0, -float("inf")):
         with pytest.raises(UsageError, match="positive"):
-            double._with(0, wrong)
-    assert double._with(0, None).timeout is None
+            double._with(0, wrong, None)
+    assert double._with(0, None, None).timeout is None
 
 
 def test_inside_a_run_a_call_goes_to_the_host(sent: list[Any]) -> None:

@@ -14,11 +14,14 @@ from unittest import mock
 
 import pytest
 
+from executor.cache import Cache
+from executor.data.results import Results
 from executor.data.store import Blob, Store, Value
 from executor.engine import Engine, Plan
 from executor.errors import MachineError
 from executor.events import AttemptEnded, CallCancelled, CallEnded, CallSubmitted, Fact, RunCancelled, RunEnded
 from executor.manifest import EnvironmentEntry, Manifest, Shape, TaskEntry
+from executor.reach import Reach
 from executor.runtimes import Launch
 from executor.scheduling.state import Machine
 from executor.worker import memory, payload
@@ -162,9 +165,10 @@ def _plan(folder: Path, retries: int) -> Plan:
         for name in ("root.main", "leaf.work")
     }
     made: Any = SimpleNamespace(key="k", image=None, prefix=None, variables={})
+    manifest = Manifest(root=str(folder), import_roots=(".",), environments=environments, tasks=tasks)
     return Plan(
         run="r",
-        manifest=Manifest(root=str(folder), import_roots=(".",), environments=environments, tasks=tasks),
+        manifest=manifest,
         task=tasks["root.main"],
         inputs=Value(Blob(data=payload.dump_json({})), []),
         built=dict.fromkeys(environments, made),
@@ -173,7 +177,14 @@ def _plan(folder: Path, retries: int) -> Plan:
         folder=folder,
         lease=folder / "lease",
         machine=Machine(cpus=4, memory_bytes=100),
+        cache=_cache(folder, manifest),
     )
+
+
+def _cache(folder: Path, manifest: Manifest) -> Cache:
+    store = Store(folder, folder / "incoming")
+    reach = Reach({}, "")
+    return Cache(store, Results(folder, store), manifest=manifest, keys={}, reach=lambda _: reach)
 
 
 @asynccontextmanager
