@@ -76,7 +76,7 @@ class Plan:
     """All that a run needs to know before it starts.
 
     built: every environment that the root call can reach; project and library: folders mounted into every slot
-    cache: knows which calls need not run
+    cache: knows which calls need not run; ranks: task → how far it is from its start to the end of a run, in seconds
     log_limit: how many bytes of what one attempt prints are kept
     """
 
@@ -91,6 +91,7 @@ class Plan:
     lease: Path
     machine: Machine
     cache: Cache
+    ranks: Mapping[str, float] = field(default_factory=dict)
     log_limit: int = LOG_LIMIT_BYTES
 
     def launch(self, environment: str, asked: Shape, number: int) -> Launch:
@@ -249,6 +250,7 @@ class Engine:
             shape=call.terms.shape,
             retries=call.terms.retries,
             backoff=call.terms.backoff,
+            rank=self._plan.ranks.get(call.task.name, 1.0),
         )
         call.keyed = self._beside(self._find_key(name, call), self._storing)
         if self._plan.cache.is_asked(call.terms):

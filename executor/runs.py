@@ -21,7 +21,7 @@ from executor import dockerd, machine
 from executor.cache import Cache, Done
 from executor.data.leases import NAME as LEASE
 from executor.data.leases import hold_lease, lease_is_held
-from executor.data.records import Record, RunView, read_run
+from executor.data.records import Record, RunView, past_times, read_run
 from executor.data.results import Results
 from executor.data.snapshot import take_snapshot
 from executor.data.store import Blob, Store, Value, read_value
@@ -39,6 +39,7 @@ from executor.runtimes.docker import DockerRuntime
 from executor.runtimes.library import worker_library
 from executor.runtimes.process import ProcessRuntime
 from executor.runtimes.slot import remove_dead_doors
+from executor.scheduling.ranks import ranks
 from executor.scheduling.state import Machine
 from executor.worker.payload import dump_json
 
@@ -189,6 +190,7 @@ def run_workflow(request: Request, listen: Listener, progress: Progress, stop: S
                 lease=lease,
                 machine=offered,
                 cache=_cache(request, store, built, project),
+                ranks=ranks(past_times(home, request.task.name)),
                 log_limit=log_limit,
             )
         except RunLocalError as exc:

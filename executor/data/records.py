@@ -22,8 +22,11 @@ from executor.data import leases
 from executor.data.store import full_disk
 from executor.errors import UsageError
 from executor.events import AttemptStarted, Fact, LogWritten
+from executor.scheduling.ranks import Recorded
 
 _LONGEST_NAME = 200
+#: Of past runs, how many are looked at, how many are enough, and how large a journal is read, for the times of calls.
+_NEWEST, _ENOUGH, _MOST_BYTES = 20, 5, 8 * 2**20
 _RUN_ID = re.compile(r"^[0-9]{8}-[0-9]{6}-[0-9a-f]{4}$")
 
 
@@ -141,6 +144,32 @@ def log_name(call: str, attempt: int = 1) -> str:
     return f"{call}@{attempt}.log" if attempt > 1 else f"{call}.log"
 
 
+def past_times(home: Path, workflow: str) -> list[list[Recorded]]:
+    """When the calls of the newest runs of a workflow ran, those that succeeded; see `scheduling.ranks`."""
+    found = []
+    for run in reversed(run_ids(home)[-_NEWEST:]):
+        journal = home / "runs" / run / "journal.jsonl"
+        if journal.exists() and journal.stat().st_size <= _MOST_BYTES and len(found) < _ENOUGH:
+            lines = _lines(journal)
+            if next(lines, {}).get("workflow") == workflow and (times := _times(lines)):
+                found.append(times)
+    return found
+
+
+def _times(lines: Iterator[dict[str, Any]]) -> list[Recorded]:
+    tasks: dict[str, str] = {}
+    started: dict[str, float] = {}
+    found: list[Recorded] = []
+    for line in lines:
+        if line["fact"] == "CallSubmitted":
+            tasks[line["call"]] = line["task"]
+        elif line["fact"] == "AttemptStarted":
+            started[line["call"]] = line["at"]
+        elif line["fact"] == "CallEnded" and line["status"] == "succeeded" and line["call"] in started:
+            found.append(Recorded(tasks[line["call"]], started[line["call"]], line["at"]))
+    return found
+
+
 def read_run(home: Path, run: str) -> RunView:
     """The run with this id, or whose id starts or ends like this, or the `last` one; raises `UsageError`."""
     names = run_ids(home)
@@ -175,11 +204,12 @@ def _read(folder: Path) -> RunView:
 def _lines(journal: Path) -> Iterator[dict[str, Any]]:
     if not journal.exists():
         return
-    for line in journal.read_text(encoding="utf-8").splitlines():
-        try:
-            yield json.loads(line)
-        except ValueError:
-            return  # the torn tail of a run that was killed; nothing after it can be trusted
+    with journal.open(encoding="utf-8", errors="replace") as file:
+        for line in file:
+            try:
+                yield json.loads(line)
+            except ValueError:
+                return  # the torn tail of a run that was killed; nothing after it can be trusted
 
 
 def _run_started(view: RunView, fact: dict[str, Any]) -> None:
