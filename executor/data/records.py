@@ -146,7 +146,7 @@ def log_name(call: str, attempt: int = 1) -> str:
 
 def past_times(home: Path, workflow: str) -> list[list[Recorded]]:
     """When the calls of the newest runs of a workflow ran, those that succeeded; see `scheduling.ranks`."""
-    found = []
+    found: list[list[Recorded]] = []
     for run in reversed(run_ids(home)[-_NEWEST:]):
         journal = home / "runs" / run / "journal.jsonl"
         if journal.exists() and journal.stat().st_size <= _MOST_BYTES and len(found) < _ENOUGH:
