@@ -16,7 +16,7 @@ from executor import Resources, TaskEnvironment
 
 CORES = 2
 
-alphafold = TaskEnvironment("alphafold", resources=Resources(cpu=(1, CORES), memory=("1Gi", "4Gi")))
+alphafold = TaskEnvironment("alphafold", resources=Resources(cpu=(1, CORES), memory=("2Gi", "8Gi")), cache="auto")
 
 PREDICTOR = "FlashABB 0.0.5"
 STATEMENT = "FlashABB, whose structure module derives from AlphaFold 2's; not AlphaFold"

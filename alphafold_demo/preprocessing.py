@@ -9,7 +9,7 @@ import anarcism
 from alphafold_demo.records import Antibody, Chain
 from executor import Resources, TaskEnvironment
 
-preprocessing = TaskEnvironment("preprocessing", resources=Resources(cpu=1, memory="512Mi"))
+preprocessing = TaskEnvironment("preprocessing", resources=Resources(cpu=1, memory="512Mi"), cache="auto")
 
 AMINO_ACIDS = "ACDEFGHIKLMNPQRSTVWY"
 LARGEST_BYTES = 2**20

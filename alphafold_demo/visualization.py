@@ -14,7 +14,7 @@ from alphafold_demo.page import write_page
 from alphafold_demo.records import Antibody, Prediction, Report
 from executor import Resources, TaskEnvironment
 
-visualization = TaskEnvironment("visualization", resources=Resources(cpu=1, memory="1Gi"))
+visualization = TaskEnvironment("visualization", resources=Resources(cpu=1, memory="1Gi"), cache="auto")
 
 REFERENCE = Path(__file__).parent / "data" / "7cth-fv.pdb"
 REFERENCE_NAME = "PDB 7CTH (cryo-EM, 3.5 Å), chains H and L"

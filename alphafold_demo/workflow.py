@@ -18,6 +18,7 @@ orchestrator = TaskEnvironment(
     "orchestrator",
     depends_on=[preprocessing, alphafold, visualization],
     resources=Resources(cpu=1, memory="256Mi"),
+    cache="auto",
 )
 
 

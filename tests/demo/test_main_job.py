@@ -47,8 +47,9 @@ def agreement(structure: Path) -> tuple[float, float]:
 
 
 def run(run_local: RunLocal, runtime: str, *arguments: str | Path) -> dict[str, Any]:
-    """The document of a run of the demo that succeeds."""
-    done = run_local("alphafold_workflow", "--runtime", runtime, "--json", *arguments, cwd=ROOT, timeout_s=1800)
+    """The document of a run of the demo that succeeds, whatever the cache holds."""
+    words = ("--runtime", runtime, "--no-cache", "--json", *arguments)
+    done = run_local("alphafold_workflow", *words, cwd=ROOT, timeout_s=1800)
     assert done.code == 0, done.stderr
     return done.document
 
@@ -85,13 +86,25 @@ def test_the_shipped_antibody_is_predicted_as_it_is_known(
         assert NOT_ALPHAFOLD in page.run("document.body.innerText")
 
 
+def test_a_second_run_computes_nothing(run_local: RunLocal, runtime: str) -> None:
+    """Its only call is a hit, with the same numbers, and with files of its own that have the same content."""
+    first = run(run_local, runtime, "--no-relax", "--title", "Twice")
+    second = run_local(
+        "alphafold_workflow", "--runtime", runtime, "--json", "--no-relax", "--title", "Twice", cwd=ROOT
+    ).document
+    assert [(call["status"], call["origin"]["run"]) for call in second["calls"]] == [("cached", first["run"])]
+    assert second["result"]["mean_plddt"] == first["result"]["mean_plddt"]
+    found = [{path.name: path.read_bytes() for path in Path(each["outputs"]).iterdir()} for each in (first, second)]
+    assert found[0] == found[1] != {}
+
+
 @pytest.mark.skipif(not WITHOUT_NETWORK, reason="no network namespaces here")
 def test_it_runs_again_without_any_network(run_local: RunLocal, runtime: str) -> None:
     """After one run that fetched what it needs: offline, in a network namespace that has no interface."""
     run(run_local, runtime, "--no-relax")
     command = [*WITHOUT_NETWORK, str(Path(sys.executable).with_name("run-local")), "--offline", "alphafold_workflow"]
     done = subprocess.run(
-        [*command, "--runtime", runtime, "--no-relax", "--json"],
+        [*command, "--runtime", runtime, "--no-relax", "--no-cache", "--json"],
         cwd=ROOT,
         env={**run_local.variables, "RUN_LOCAL_HOME": str(run_local.home)},
         capture_output=True,
@@ -120,7 +133,7 @@ def test_what_is_no_antibody_is_refused_before_anything_is_predicted(run_local: 
     ubiquitin = tmp_path / "ubiquitin.fasta"
     ubiquitin.write_text(f">ubiquitin\n{UBIQUITIN}\n")
     done = run_local(
-        "alphafold_workflow", "--runtime", "process", "--json", "--sequence-data", ubiquitin, cwd=ROOT, timeout_s=1800
+        *("alphafold_workflow", "--runtime", "process", "--json", "--sequence-data", ubiquitin), cwd=ROOT, timeout_s=1800
     )
     assert done.code == 1
     assert "record `ubiquitin` is not an antibody chain" in done.stderr
