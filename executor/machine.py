@@ -12,7 +12,7 @@ import subprocess
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pynvml
 
@@ -26,7 +26,10 @@ OFFLINE_VARIABLE = "RUN_LOCAL_OFFLINE"
 _PR_SET_PDEATHSIG = 1
 _UNLIMITED = 2**60
 
+F = TypeVar("F", bound=Any)
+
 _libc = ctypes.CDLL(None)
+_only_ours: weakref.WeakSet[Any] = weakref.WeakSet()
 _children: weakref.WeakSet[subprocess.Popen[Any]] = weakref.WeakSet()
 
 
@@ -124,6 +127,23 @@ def spawn(argv: Sequence[str], **options: Any) -> subprocess.Popen[Any]:
     return process
 
 
+def keep_from_forks(file: F) -> F:
+    """Close an open file or socket in every process that is forked from this one; answers with the file.
+
+    A lock, or the line to an agent, says that we are alive. What a user's script has forked must not say so after us.
+    """
+    _only_ours.add(file)
+    return file
+
+
+def _close_what_is_not_ours() -> None:
+    for file in list(_only_ours):
+        file.close()
+
+
+os.register_at_fork(after_in_child=_close_what_is_not_ours)
+
+
 def end_children() -> None:
     """Kill every process of `spawn` that still runs."""
     for process in list(_children):
@@ -149,7 +169,7 @@ def run(argv: Sequence[str], **options: Any) -> subprocess.CompletedProcess[str]
 def lock_file(path: Path, waits: Callable[[], None] = lambda: None) -> Iterator[None]:
     """Hold a lock that other processes of ours respect; `waits` is called once if somebody else holds it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("wb") as file:
+    with keep_from_forks(path.open("wb")) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -13,6 +13,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from executor import machine
+
 NAME = "lease"
 
 
@@ -21,7 +23,7 @@ def hold_lease(folder: Path) -> Iterator[Path]:
     """Hold the lease of a run's folder; it has its name only once it is held, so that nobody takes it for a dead one."""
     lease = folder / NAME
     taken = lease.with_suffix(".taken")
-    with taken.open("wb") as file:
+    with machine.keep_from_forks(taken.open("wb")) as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         taken.rename(lease)
         try:

@@ -73,7 +73,7 @@ def _locked(path: Path, how: int) -> Iterator[None]:
     """Hold the file at a path locked; once more where the one that we waited for was forgotten meanwhile."""
     path.parent.mkdir(exist_ok=True)
     while True:
-        with path.open("ab") as file:
+        with machine.keep_from_forks(path.open("ab")) as file:
             fcntl.flock(file, how)
             if _is_at(file.fileno(), path):
                 yield
@@ -89,7 +89,7 @@ def _is_at(descriptor: int, path: Path) -> bool:
 
 @contextlib.contextmanager
 def _shown(key: str) -> Iterator[None]:
-    with socket.socket(socket.AF_UNIX) as name:
+    with machine.keep_from_forks(socket.socket(socket.AF_UNIX)) as name:
         name.bind(f"\0{_SHOWN.format(key)}{uuid.uuid4().hex[:12]}")
         yield
 

@@ -19,6 +19,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from executor import machine
 from executor.data.leases import NAME, lease_is_held
 from executor.data.store import full_disk
 from executor.errors import MachineError
@@ -80,7 +81,7 @@ class Line:
 
     def __init__(self, channel: socket.socket) -> None:
         channel.setblocking(False)
-        self._channel = channel
+        self._channel = machine.keep_from_forks(channel)
         self._loop = asyncio.get_running_loop()
         self._frames = FrameReader()
         self._ready: deque[Frame] = deque()
@@ -190,7 +191,7 @@ class Door:
 
     def open(self) -> None:
         """Start to listen."""
-        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._listener = machine.keep_from_forks(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
         self._listener.bind(str(self.socket))
         self._listener.listen(1)
         self._listener.setblocking(False)

@@ -117,10 +117,10 @@ class Alive:
         leases = {each["Id"][:12]: each["Labels"].get("run-local.lease", "/") for each in running}
         return [f"container {id}" for id, lease in leases.items() if Path(lease).is_relative_to(self.leftovers.home)]
 
-    def after(self, seconds: float) -> list[str]:
-        """What is still alive after so long; returns as soon as nothing is."""
+    def after(self, seconds: float, but: str = "nobody") -> list[str]:
+        """What is still alive after so long, but lines that begin like this; returns as soon as nothing is."""
         deadline = time.monotonic() + seconds
-        while (found := self.find()) and time.monotonic() < deadline:
+        while (found := [line for line in self.find() if not line.startswith(but)]) and time.monotonic() < deadline:
             time.sleep(0.02)
         return found
 
