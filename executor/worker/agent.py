@@ -92,6 +92,7 @@ class Agent:
         for end in (self._child_ended, writer):
             os.set_blocking(end, False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # of PID 1 the kernel keeps all others, that have no handler
         signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
 
     def serve(self) -> NoReturn:
@@ -158,6 +159,8 @@ class Agent:
             self._pass_on(self._attempt)
             return
         if kind == "TASK" and self._attempt is None and self._waiting is None:
+            if self._zygote and self._zygote.ready and not self._zygote.is_well():
+                self._drop_zygote()
             if self._config["preload"] and not (self._zygote and self._zygote.ready):
                 self._waiting = frame
                 timeout = frame.header["timeout_s"]
@@ -321,15 +324,18 @@ class Agent:
         with contextlib.suppress(KeyError):
             self._selector.unregister(source)
 
-    def _reap(self) -> None:
-        """Collect every child that has ended: the attempt's, and orphans that the kernel gave us."""
+    def _reap(self) -> int:
+        """Collect every child that has ended: the attempt's, and orphans that the kernel gave us. How many there were."""
+        reaped = 0
         with contextlib.suppress(ChildProcessError):
             while True:
                 pid, status, usage = os.wait4(-1, os.WNOHANG)
                 if pid == 0:
-                    return
+                    break
+                reaped += 1
                 if self._attempt and pid == self._attempt.pid:
                     self._attempt.status, self._attempt.usage = status, usage
+        return reaped
 
     def _kill(self, reason: str) -> None:
         if self._waiting:
@@ -352,10 +358,8 @@ class Agent:
         swept = 0
         while _has_children():
             self._kill_everything()
-            pid, status, usage = os.wait4(-1, 0)
-            swept += 1
-            if self._attempt and pid == self._attempt.pid:
-                self._attempt.status, self._attempt.usage = status, usage
+            os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOWAIT)  # until one has ended; then take all that have
+            swept += self._reap()
         return swept
 
     def _kill_everything(self) -> None:

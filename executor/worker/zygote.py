@@ -58,6 +58,13 @@ class Zygote:
         self.kept = {self.pid, *kernel.descendants(self.pid)}
         return self.ready
 
+    def is_well(self) -> bool:
+        """Whether it runs: the attempt before may have killed or stopped it, and the next one is not to pay for that."""
+        try:
+            return os.waitid(os.P_PID, self.pid, os.WEXITED | os.WSTOPPED | os.WNOHANG | os.WNOWAIT) is None
+        except ChildProcessError:
+            return False
+
     def fork(self, channel: socket.socket, outputs: Sequence[int]) -> int | None:
         """A child with these open files: its process id, or None where the zygote is lost."""
         try:
