@@ -513,48 +513,55 @@ class Engine:
 
     async def _serve(self, name: str, call: _Call, slot: Slot) -> dict[str, Any] | None:
         """Take the attempt's frames until it is over; answers with the agent's verdict, or None if it is lost."""
-        result: Frame | None = None
-        while frame := await slot.receive():
-            header, body, fds = frame
-            kind = header["kind"]
-            if kind == "CALL":
-                await self._room_to_store()
-                self._nested(name, call, slot, frame)
-                continue
-            if kind == "RESULT":
-                close_all(result.fds if result else ())
-                result = frame
-                continue
-            close_all(fds)
-            if kind == "LOG":
-                self._listen(LogWritten(call=name, stream=header["stream"], data=body))
-            elif kind == "CANCEL":
-                self._abandon(call, header["id"])
-            elif kind == "ERROR":
-                call.error = read_story(header["error"])
-                call.raised = (header["value"], body) if "value" in header else None
-                call.final = bool(header.get("final"))
-            elif kind == "ENDED":
-                if result and header["outcome"] == "ok":
-                    call.value = self._receive(call, slot, result)
-                    call.preview = _checked_preview(result.header["preview"])
-                elif result:
-                    close_all(result.fds)
-                return _checked_verdict(header)
-        close_all(result.fds if result else ())
-        return None
+        results: list[Frame] = []  # the last of them counts
+        try:
+            while frame := await slot.receive():
+                header, body, fds = frame
+                kind = header["kind"]
+                if kind == "CALL":
+                    await self._room_to_store()
+                    self._nested(name, call, slot, frame)
+                    continue
+                if kind == "RESULT":
+                    _drop(results)
+                    results.append(frame)
+                    continue
+                close_all(fds)
+                if kind == "LOG":
+                    self._listen(LogWritten(call=name, stream=header["stream"], data=body))
+                elif kind == "CANCEL":
+                    self._abandon(call, header["id"])
+                elif kind == "ERROR":
+                    call.error = read_story(header["error"])
+                    call.raised = (header["value"], body) if "value" in header else None
+                    call.final = bool(header.get("final"))
+                elif kind == "ENDED":
+                    verdict = _checked_verdict(header)
+                    if results and verdict["outcome"] == "ok":
+                        call.preview = _checked_preview(results[0].header["preview"])
+                        call.value = self._receive(call, slot, results.pop())
+                    return verdict
+                else:
+                    raise ProtocolError(f"an agent sent {kind[:80]!r}")
+            return None
+        finally:
+            _drop(results)
 
     def _receive(self, call: _Call, slot: Slot, frame: Frame) -> Value:
         header, body, fds = frame
         running = header["kind"] == "CALL"
-        value = self._store.receive(header["value"], body, fds, slot.outputs, call.given, copy=running)
+        value = self._store.receive(header.get("value", {}), body, fds, slot.outputs, call.given, copy=running)
         value.environment = value.environment or call.task.environment
         return value
 
     def _nested(self, name: str, call: _Call, slot: Slot, frame: Frame) -> None:
         """A task called another one: make a call of it, or refuse it at once."""
         header = frame.header
-        number = int(header["id"])
+        try:
+            number = int(header["id"])
+        except BaseException:
+            close_all(frame.fds)
+            raise
         try:
             inputs = self._receive(call, slot, frame)
             task = self._callable(call.task, str(header["task"]))
@@ -677,6 +684,11 @@ def _story_of(exc: Exception, *, task: str, environment: str, call: str = "") ->
     return error_story(error, task=task, environment=environment, call=call)
 
 
+def _drop(frames: list[Frame]) -> None:
+    while frames:
+        close_all(frames.pop().fds)
+
+
 def _checked_preview(told: dict[str, Any]) -> dict[str, Any]:
     return {"json": told["json"]} if "json" in told else {"text": str(told["text"])}
 
@@ -684,4 +696,4 @@ def _checked_preview(told: dict[str, Any]) -> dict[str, Any]:
 def _checked_verdict(header: dict[str, Any]) -> dict[str, Any]:
     if header["outcome"] not in get_args(Outcome):
         raise ValueError(header["outcome"])
-    return header
+    return {**header, "memory_share": float(header.get("memory_share", 0))}

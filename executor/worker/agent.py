@@ -187,6 +187,8 @@ class Agent:
             pid = os.fork()
             if pid == 0:
                 self._forget_everything()
+                ours.close()
+                close_all(reader for reader, _ in pipes.values())
                 self._become_child(theirs, outputs, frame if forks else None)
         theirs.close()
         ours.setblocking(False)  # the child may not read

@@ -41,6 +41,9 @@ INLINE_BYTES = 64 * 2**10
 #: Open files that may come with one frame; Linux allows 253 in one message.
 MOST_FDS = 64
 
+#: How deeply a header may be nested; stories of failures are, by as many callers as a story tells of.
+_DEEPEST = 250
+
 _LENGTHS = struct.Struct(">II")
 
 
@@ -159,8 +162,19 @@ class Outbox:
 def _parse(text: bytes) -> dict[str, Any]:
     try:
         header = json.loads(text)
-    except ValueError as exc:
+    except (ValueError, RecursionError) as exc:
         raise ProtocolError(f"a header is not JSON: {text[:80]!r}") from exc
     if not isinstance(header, dict) or not isinstance(header.get("kind"), str):
         raise ProtocolError(f"a header names no kind: {text[:80]!r}")
+    if text.count(b"[") + text.count(b"{") > _DEEPEST and _is_too_deep(header):
+        raise ProtocolError(f"a header is nested too deeply: {text[:80]!r}")
     return header
+
+
+def _is_too_deep(header: dict[str, Any]) -> bool:
+    """Whether somebody who walks through a header by recursion might not come back."""
+    front: list[Any] = [header]
+    for _ in range(_DEEPEST):
+        inside = (each.values() if isinstance(each, dict) else each for each in front)
+        front = [inner for values in inside for inner in values if isinstance(inner, (dict, list))]
+    return bool(front)
