@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-import shutil
 import signal
 import threading
 import time
@@ -55,7 +54,7 @@ from executor.runtimes.pool import SlotPool
 from executor.runtimes.slot import Slot
 from executor.scheduling.state import Machine, SchedulerFact, SchedulerState
 from executor.stories import Story, error_story, outcome_story, read_story
-from executor.worker import kernel
+from executor.worker import folders, kernel
 from executor.worker.output import LOG_LIMIT_BYTES
 from executor.worker.protocol import Frame, ProtocolError, close_all
 
@@ -657,7 +656,7 @@ class Engine:
         for doing in (*self._storing, *self._looking):
             doing.cancel()
         self._threads.shutdown()
-        shutil.rmtree(self._plan.folder / "slots", ignore_errors=True)
+        folders.remove_tree(str(self._plan.folder / "slots"))
 
 
 class _Done:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -41,6 +40,7 @@ from executor.runtimes.process import ProcessRuntime
 from executor.runtimes.slot import remove_dead_doors
 from executor.scheduling.ranks import ranks
 from executor.scheduling.state import Machine
+from executor.worker import folders
 from executor.worker.payload import dump_json
 
 RuntimeName = Literal["docker", "process"]
@@ -226,7 +226,7 @@ def _work_in(folder: Path) -> Iterator[None]:
 
 def _remove_work(folder: Path) -> None:
     for name in ("slots", "incoming"):
-        shutil.rmtree(folder / name, ignore_errors=True)
+        folders.remove_tree(str(folder / name))
 
 
 def _new_id(now: float) -> str:

@@ -28,7 +28,7 @@ from typing import Any
 
 from executor.errors import MachineError, RunLocalError
 from executor.worker.memory import is_sealed
-from executor.worker.payload import is_within
+from executor.worker.payload import is_within, would_fit
 from executor.worker.protocol import INLINE_BYTES, MOST_FDS, close_all
 
 _OUTPUT_NAME = re.compile(r"^v[0-9]{1,9}$")
@@ -553,6 +553,9 @@ class _Taking:
         temporary = self._store.new_path()
         with full_disk("a value cannot be stored"):
             _move_out(self._outputs, name, temporary)
+            if not would_fit(str(temporary), str(temporary.parent)):
+                temporary.unlink()
+                raise ValueRefused(f"the output `{name}` of a task is larger than the disk")
             if self._copy:  # whoever has the file open writes to another one from now on
                 copied = self._store.new_path()
                 shutil.copyfile(temporary, copied)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import shutil
 from collections.abc import Callable
-from pathlib import Path
 
 from executor.manifest import Shape
 from executor.runtimes import Launch, Runtime
 from executor.runtimes.slot import Slot
+from executor.worker import folders
 
 #: Idle slots kept for later calls; beyond it the one that was idle longest goes.
 MOST_IDLE = 16
@@ -42,7 +41,7 @@ class SlotPool:
         """
         try:
             for folder in (slot.inputs, slot.outputs):
-                _empty(folder)
+                folders.empty_folder(str(folder))
         except OSError:
             self._discard(slot)
             return
@@ -66,14 +65,3 @@ class SlotPool:
         stopping = asyncio.ensure_future(self._runtime.stop(slot))
         self._stopping.add(stopping)
         stopping.add_done_callback(self._stopping.discard)
-
-
-def _empty(folder: Path) -> None:
-    """Remove what lies in a folder. Raises `OSError` where a task has put anything else in the folder's place."""
-    if folder.is_symlink():  # what it leads to is not ours to empty
-        raise NotADirectoryError(folder)
-    for entry in folder.iterdir():
-        if entry.is_dir() and not entry.is_symlink():
-            shutil.rmtree(entry, ignore_errors=True)
-        else:
-            entry.unlink()

@@ -16,7 +16,6 @@ import json
 import os
 import resource
 import selectors
-import shutil
 import signal
 import socket
 import sys
@@ -26,7 +25,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from executor.version import VERSION as RUN_LOCAL_VERSION
-from executor.worker import child, kernel, memory
+from executor.worker import child, folders, kernel, memory
 from executor.worker.output import Output
 from executor.worker.protocol import (
     VERSION,
@@ -441,33 +440,8 @@ def _verdict(attempt: _Attempt) -> dict[str, Any]:
 
 def _empty(folder: str) -> None:
     """Empty a folder; where it is gone, or something else has taken its place, make it again."""
-    _unlock(os.path.dirname(folder))
+    folders.unlock(os.path.dirname(folder))
     if os.path.islink(folder) or not os.path.isdir(folder):
-        _remove(folder)
+        folders.remove_tree(folder)
         os.mkdir(folder)
-    _unlock(folder)
-    for entry in os.listdir(folder):
-        _remove(os.path.join(folder, entry))
-
-
-def _unlock(folder: str) -> None:
-    """Give ourselves access to a folder of ours again."""
-    if not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
-        with contextlib.suppress(OSError):
-            os.chmod(folder, 0o700)
-
-
-def _remove(path: str) -> None:
-    """Remove a file or a tree, whatever modes the task gave it."""
-    if os.path.isdir(path) and not os.path.islink(path):
-        with contextlib.suppress(OSError):
-            os.chmod(path, 0o700)
-        for folder, names, _ in os.walk(path):
-            for name in names:
-                if not os.path.islink(os.path.join(folder, name)):
-                    with contextlib.suppress(OSError):
-                        os.chmod(os.path.join(folder, name), 0o700)
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        with contextlib.suppress(OSError):
-            os.unlink(path)
+    folders.empty_folder(folder)

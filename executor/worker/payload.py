@@ -310,6 +310,9 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
     def _carry(self, real: str) -> str:
         """The name of an output with the content of this file."""
         at, target = self._folders.new_output()
+        if not would_fit(real, self._folders.outputs):
+            why = f"it has holes, and its {os.path.getsize(real)} bytes, written out, do not fit on the disk"
+            raise UsageError(f"the file `{real}` cannot be passed to or from a task", why=why)
         if self._keep:  # the task goes on and may change the file
             shutil.copyfile(real, target)
         else:
@@ -340,6 +343,12 @@ def _raise_again(kind: Any, args: tuple[Any, ...]) -> Any:
     made = kind.__new__(kind, *args)
     made.args = args
     return made
+
+
+def would_fit(path: str, folder: str) -> bool:
+    """Whether a file that may have holes could be written out where a folder is. To read it all takes as long."""
+    there, disk = os.stat(path), os.statvfs(folder)
+    return there.st_size <= there.st_blocks * 512 + disk.f_bavail * disk.f_frsize
 
 
 def is_within(folder: str, target: str) -> bool:
