@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.faults.conftest import PYTHON, Index
-from tests.harness import Finished, MakeProject, RunLocal
+from tests.harness import Finished, MakeProject, RunLocal, remove_tree
 
 MIB = 2**20
 FLOW = """
@@ -26,6 +26,14 @@ FLOW = """
     @env.task
     def big(mib: int) -> bytearray:
         return bytearray(mib * 2**20)
+
+
+    @env.task
+    def scribble(mib: int) -> int:
+        with open("much", "wb") as file:
+            for _ in range(mib):
+                file.write(bytes(2**20))
+        return mib
 
 
     @slow.task
@@ -53,9 +61,24 @@ class Disk:
         with (self.path / "ballast").open("wb") as file:
             os.posix_fallocate(file.fileno(), 0, free - but)
 
+    def fill_with_files(self, but: int) -> None:
+        """Leave room for so many files only, however small they are."""
+        assert os.path.ismount(self.path)
+        (self.path / "ballast").mkdir()
+        for number in range(os.statvfs(self.path).f_favail - but):
+            (self.path / "ballast" / str(number)).touch()
+
     def free(self) -> None:
         """Make room."""
-        (self.path / "ballast").unlink()
+        remove_tree(self.path / "ballast")
+
+    @contextlib.contextmanager
+    def read_only(self) -> Iterator[None]:
+        """Let nobody write to it."""
+        for mode in ("ro", "rw"):
+            subprocess.run(["mount", "-o", f"remount,{mode}", str(self.path)], check=True)
+            if mode == "ro":
+                yield
 
     def half_made(self) -> list[str]:
         """What nobody will ever look at again."""
@@ -68,7 +91,7 @@ def disk(tmp_path: Path) -> Iterator[Disk]:
     """A disk of 1 GiB, in memory."""
     path = tmp_path / "disk"
     path.mkdir()
-    options = ["-t", "tmpfs", "-o", "size=1g,mode=0755", "tmpfs"]
+    options = ["-t", "tmpfs", "-o", "size=1g,mode=0755,nr_inodes=20000", "tmpfs"]
     done = subprocess.run(["mount", *options, str(path)], capture_output=True, text=True, check=False)
     if done.returncode:
         pytest.skip(f"no disk can be mounted here: {done.stderr.strip()}")
@@ -76,8 +99,6 @@ def disk(tmp_path: Path) -> Iterator[Disk]:
         assert os.path.ismount(path), "the test would fill the real disk"
         yield Disk(path)
     finally:
-        with contextlib.suppress(FileNotFoundError):
-            (path / "ballast").unlink()
         subprocess.run(["umount", str(path)], check=True)
 
 
@@ -92,7 +113,8 @@ class OnDisk:
 
     def __call__(self, *arguments: str, index: Index | None = None) -> Finished:
         env = {"RUN_LOCAL_HOME": str(self.disk.home), **(index.variables if index else {})}
-        return self.run_local(*arguments, "--runtime", self.runtime, cwd=self.root, env=env)
+        runtime = [] if arguments[0] in ("runs", "show") else ["--runtime", self.runtime]
+        return self.run_local(*arguments, *runtime, cwd=self.root, env=env)
 
 
 def demand_named(done: Finished, *codes: int) -> None:
@@ -135,3 +157,34 @@ def test_full_at_every_step(call: OnDisk, disk: Disk, index: Index) -> None:
     disk.free()
     done = call("work", index=index)
     assert done.code == 0, done.stderr
+
+
+def test_a_disk_refuses_in_other_ways(call: OnDisk, disk: Disk) -> None:
+    """Where a task works, for another file, or at all: by name, nothing half-made stays, and each works afterwards."""
+    done = call("scribble", "--mib", "1")
+    assert done.code == 0, done.stderr
+    disk.fill(but=8 * MIB)
+    done = call("scribble", "--mib", "64")  # the task gets the error, as it would anywhere
+    assert done.code == 1, done.stderr
+    assert f"failed: OSError: [Errno 28] {FULL}" in done.stderr
+    assert disk.half_made() == []
+    assert call("scribble", "--mib", "2").code == 0
+    disk.free()
+
+    for left in (0, 5, 10):
+        disk.fill_with_files(but=left)
+        demand_named(call("big", "--mib", "1"), 1, 3, 4)
+        assert disk.half_made() == []
+        disk.free()
+    done = call("big", "--mib", "1")
+    assert done.code == 0, done.stderr
+
+    records = call("runs").stdout
+    with disk.read_only():
+        done = call("big", "--mib", "1")
+        assert done.code == 4, done.stderr
+        assert "Read-only file system" in done.stderr
+        assert "bug of ours" not in done.stderr
+        assert call("runs").stdout == records
+        assert call("show", "last").code == 0
+    assert call("big", "--mib", "1").code == 0

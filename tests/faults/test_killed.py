@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import signal
 import subprocess
@@ -16,7 +17,8 @@ from tests.faults.conftest import PATIENCE_S, Alive, Index, wait_for
 from tests.harness import Leftovers, MakeProject, RunLocal
 
 DEAD_S = 2.0
-KILLS = 10
+#: As many as CI has time for; docs/reliability.md tells of more.
+KILLS = int(os.environ.get("RUN_LOCAL_TEST_KILLS", "10"))
 #: Describing a small project ends and its tasks begin in this time; the latest kills meet it haunting.
 WITHIN_S = {"process": 1.0, "docker": 2.0}
 
@@ -37,7 +39,7 @@ def statuses(run_local: RunLocal, cwd: Path) -> dict[str, str]:
 def test_nothing_survives_a_kill_at_a_random_moment(
     run_local: RunLocal, haunted: Path, runtime: str, alive: Alive, token: str, home: Path, leftovers: Leftovers
 ) -> None:
-    """Ten times: nothing is alive after 2 s; the next run removes what lies about, works, and knows of the killed one."""
+    """Each time nothing is alive after 2 s; the next run removes what lies about, works, and knows of the killed one."""
     assert run_local("two", "--runtime", runtime, cwd=haunted).code == 0  # so that its environments are built
     before, known = leftovers.find(), statuses(run_local, haunted)
     seed = random.randrange(2**32)
