@@ -21,7 +21,7 @@ from typing import NoReturn
 import docker
 import pytest
 
-from executor import dockerd
+from executor import dockerd, runs
 from executor.errors import MachineError
 from tests.harness import (
     SESSION_VARIABLE,
@@ -158,6 +158,7 @@ def run_local(home: Path, leftovers: Leftovers) -> Iterator[RunLocal]:
     command = RunLocal(home=home, variables=variables, started=[])
     yield command
     command.end()
+    runs.remove_dead(home)  # of one that was killed the next run removes what is left: this is how it does that
     _demand_nothing_left(leftovers, before)
 
 

@@ -1,5 +1,6 @@
 """What the fixtures hand to tests, and how they find what a test left behind."""
 
+import contextlib
 import json
 import os
 import re
@@ -27,6 +28,8 @@ SESSION_VARIABLE = "RUN_LOCAL_TEST_SESSION"
 WITHOUT_NETWORK = ["unshare", "-n" if os.getuid() == 0 else "-rn"]
 if subprocess.run([*WITHOUT_NETWORK, "true"], capture_output=True, check=False).returncode != 0:
     WITHOUT_NETWORK = []
+
+SHARED_MEMORY = Path("/dev/shm")
 
 OLDEST_IN_CONTAINERS = (3, 9)
 
@@ -189,7 +192,7 @@ class Leftovers:
 
     def find(self) -> set[str]:
         """All that is there now."""
-        return {*self._containers(), *self._processes(), *self._mounts(), *self._files()}
+        return {*self._containers(), *self._processes(), *self._mounts(), *self._sockets(), *self._files()}
 
     def since(self, before: set[str]) -> list[str]:
         """What came since `before` and does not go away by itself."""
@@ -199,14 +202,17 @@ class Leftovers:
         return sorted(left)
 
     def remove(self, left: Sequence[str]) -> None:
-        """Remove these containers and files, and kill these processes, so that no later test meets them."""
+        """Remove these containers, mounts and files, and kill these processes, so that no later test meets them."""
         for line in left:
             kind, _, rest = line.partition(" ")
             name = rest.split()[0]
             if kind == "container" and self.engine is not None:
                 self.engine.api.remove_container(name, force=True, v=True)
             elif kind == "process":
-                os.kill(int(name), signal.SIGKILL)
+                with contextlib.suppress(ProcessLookupError):  # it has just ended
+                    os.kill(int(name), signal.SIGKILL)
+            elif kind == "mount":
+                subprocess.run(["umount", "-l", rest], check=False)
             elif kind == "file":
                 remove_tree(Path(rest))
 
@@ -237,10 +243,26 @@ class Leftovers:
             if Path(place).is_relative_to(self.home) or Path(place).is_relative_to(self.scratch):
                 yield f"mount {place}"
 
+    def _sockets(self) -> Iterator[str]:
+        """Listening sockets by name: abstract ones have no file that could be found."""
+        for line in Path("/proc/net/unix").read_text(errors="replace").splitlines()[1:]:
+            name = line.split(maxsplit=7)[7:]
+            if name and (self.session in name[0] or f"{self.home}/" in name[0] or f"{self.scratch}/" in name[0]):
+                yield f"socket {name[0]}"
+
     def _files(self) -> Iterator[str]:
-        for folder in (self.scratch, self.home / "sockets"):
+        """What only a run that goes on has: temporary files, its slots' folders, shared memory that somebody named."""
+        for folder in (self.scratch, self.home / "sockets", self.home / "tmp"):
             if folder.exists():
                 yield from (f"file {path}" for path in sorted(folder.iterdir()))
+        for pattern in ("runs/*/slots", "runs/*/incoming", "runs/*/lease", "*/half-*"):
+            yield from (f"file {path}" for path in sorted(self.home.glob(pattern)))
+        yield from (f"file {path}" for path in sorted(SHARED_MEMORY.iterdir()) if _is_ours(path, self.alone))
+
+
+def _is_ours(path: Path, alone: bool) -> bool:
+    """Whether a file in shared memory may be one of ours: nobody else is there, or it says so."""
+    return alone or "run-local" in path.name
 
 
 def remove_tree(path: Path) -> None:
