@@ -160,3 +160,25 @@ def test_the_architecture_names_every_module() -> None:
         assert re.search(rf"\b{name}\b", tree), f"{path.relative_to(ROOT)} is not in the tree of ARCHITECTURE.md"
     for name in re.findall(r"\b(\w+)\.py\b", tree):
         assert list((ROOT / "executor").rglob(f"{name}.py")), f"ARCHITECTURE.md names {name}.py, which is not there"
+
+
+def test_the_table_of_faults_names_tests_that_exist() -> None:
+    """Each by its file and its name, or by the end of it."""
+    names = {
+        (path.name, node.name)
+        for path in (ROOT / "tests").rglob("test_*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    }
+    file, missing = "", []
+    for told in re.findall(
+        r"`((?:[\w/]*test_\w+\.py(?:::\w+)?)|…\w+)`", (ROOT / "docs" / "reliability.md").read_text()
+    ):
+        if told.startswith("…"):
+            found = any(name.endswith(told[1:]) for there, name in names if there == file)
+        else:
+            file, _, test = told.rpartition("/")[2].partition("::")
+            found = (file, test) in names if test else any(there == file for there, _ in names)
+        missing += [] if found else [told]
+    assert missing == []
+    assert file
