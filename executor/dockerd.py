@@ -1,6 +1,7 @@
 """The only door to the Docker engine: how it is reached, what its errors mean, what is read of its events.
 
-The SDK and the engine's socket, never a client program. Everything of ours on an engine carries `LABEL`.
+The SDK and the engine's socket, never a client program. Everything of ours on an engine carries `LABEL`. Podman answers
+to the same requests; where it understands them differently, `Kind` says that it is Podman.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import os
 import socket
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -28,10 +30,12 @@ __all__ = [
     "LABEL",
     "NOT_CONNECTED",
     "ImageNotFound",
+    "Kind",
     "Watch",
     "bind",
     "connect",
     "container",
+    "kind_of",
     "load",
     "output_of",
     "save",
@@ -59,6 +63,22 @@ def connect(patience_s: int = 600) -> docker.DockerClient:
             hint="start it (`systemctl start docker`), or use `--runtime process`",
         ) from exc
     return client
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """What answers to the requests: Docker or Podman, started by root or by a user for himself."""
+
+    podman: bool = False
+    rootless: bool = False
+
+
+def kind_of(client: docker.DockerClient) -> Kind:
+    """What a client talks to."""
+    with translated("the engine cannot be asked what it is"):
+        names = [str(each.get("Name", "")) for each in client.version().get("Components") or ()]
+        options = client.info().get("SecurityOptions") or ()
+    return Kind(podman=any(name.startswith("Podman") for name in names), rootless="name=rootless" in options)
 
 
 @contextlib.contextmanager

@@ -41,6 +41,7 @@ from executor.runtimes.process import ProcessRuntime
 from executor.runtimes.slot import remove_dead_doors
 from executor.scheduling.ranks import ranks
 from executor.scheduling.state import Machine
+from executor.secrets import find_secrets
 from executor.worker.payload import dump_json
 
 RuntimeName = Literal["docker", "process"]
@@ -148,6 +149,7 @@ def run_workflow(request: Request, listen: Listener, progress: Progress, stop: S
     offered = Machine(cpus=machine.cores(), memory_bytes=machine.memory_bytes())
     _demand_room(request.manifest, names, offered)
     check_mounts(request.manifest, names, request.runtime, request.home)
+    secrets = find_secrets(request.manifest, names, request.runtime, request.home)
     log_limit = machine.log_limit()
     specs = [find_spec(request.manifest, name) for name in names]
     home, run, stop = request.home, request.run, Stop() if stop is None else stop
@@ -192,6 +194,8 @@ def run_workflow(request: Request, listen: Listener, progress: Progress, stop: S
                 cache=_cache(request, store, built, project),
                 ranks=ranks(past_times(home, request.task.name)),
                 log_limit=log_limit,
+                secrets=secrets,
+                offline=machine.offline(),
             )
         except RunLocalError as exc:
             tell_end("cancelled" if stop else "failed", None if stop else exc)

@@ -36,6 +36,8 @@ def _become_first(config: dict[str, Any]) -> bool:
     if not kernel.enter_namespaces():
         return False
     _mount(config)
+    if not config["network"]:
+        kernel.leave_network()  # whether it could be done, the host sees in our HELLO
     pid = os.fork()
     if pid:
         _, status = os.waitpid(pid, 0)
