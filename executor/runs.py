@@ -34,6 +34,7 @@ from executor.manifest import Manifest, TaskEntry
 from executor.missing import check_imports
 from executor.mounts import check_mounts
 from executor.reach import reached
+from executor.network import check_networks
 from executor.runtimes import Runtime
 from executor.runtimes.docker import DockerRuntime
 from executor.runtimes.library import worker_library
@@ -340,6 +341,9 @@ def _build(
             for step, detail in report.tell():
                 progress(report.environment, step, detail)
 
+    names = [spec.name for spec in specs]
+    for name, warning in check_networks(request.manifest, names, request.runtime, offline=machine.offline()).items():
+        progress(name, "warning", warning)
     with contextlib.closing(Builder(request.runtime, request.home, progress)) as builder:
         return builder.build_all(specs, root=Path(request.manifest.root), locked=locked, ready=ready)
 

@@ -67,7 +67,7 @@ def mount_own_proc() -> bool:
 
 
 def leave_network() -> bool:
-    """Go on in a network namespace of our own, where there is nothing but a loopback; in a user namespace of our own."""
+    """Go on in a network namespace of our own, where there is nothing but a loopback, if the kernel lets us."""
     if _libc.unshare(CLONE_NEWNET) != 0:
         return False
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket, contextlib.suppress(OSError):
@@ -76,8 +76,8 @@ def leave_network() -> bool:
 
 
 def try_to_leave_network() -> bool:
-    """Whether a user may do that here; the calling process should be made for this question."""
-    return bool(_libc.unshare(CLONE_NEWUSER | CLONE_NEWNET) == 0)
+    """Whether we may do that here, in a user namespace or without; for a process that is made for this question."""
+    return bool(_libc.unshare(CLONE_NEWNET) == 0 or _libc.unshare(CLONE_NEWUSER | CLONE_NEWNET) == 0)
 
 
 def interfaces() -> list[str]:

@@ -28,6 +28,8 @@ def main() -> NoReturn:
         config["isolation"] = "namespaces" if _become_first(config) else "subreaper"
     if config["isolation"] == "subreaper":
         kernel.become_subreaper()
+    if not config["network"] and config["isolation"] != "container":
+        kernel.leave_network()  # whether that could be done, our HELLO says
     Agent(config).serve()
 
 
@@ -36,8 +38,6 @@ def _become_first(config: dict[str, Any]) -> bool:
     if not kernel.enter_namespaces():
         return False
     _mount(config)
-    if not config["network"]:
-        kernel.leave_network()  # whether it could be done, the host sees in our HELLO
     pid = os.fork()
     if pid:
         _, status = os.waitpid(pid, 0)
