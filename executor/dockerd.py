@@ -42,6 +42,8 @@ __all__ = [
     "translated",
 ]
 
+_EVENTS = ("die", "destroy")
+_PODMANS_NAMES = ("died", "remove")  # by which it filters; it tells of the first by Docker's name all the same
 _PING_S = 5
 _REMOVED = 2  # the kind of a change, in the engine's API
 
@@ -77,8 +79,9 @@ def kind_of(client: docker.DockerClient) -> Kind:
     """What a client talks to."""
     with translated("the engine cannot be asked what it is"):
         names = [str(each.get("Name", "")) for each in client.version().get("Components") or ()]
-        options = client.info().get("SecurityOptions") or ()
-    return Kind(podman=any(name.startswith("Podman") for name in names), rootless="name=rootless" in options)
+        info = client.info()
+    rootless = bool(info.get("Rootless")) or "name=rootless" in (info.get("SecurityOptions") or ())
+    return Kind(podman=any(name.startswith("Podman") for name in names), rootless=rootless)
 
 
 @contextlib.contextmanager
@@ -178,13 +181,13 @@ def bind(source: Path, target: str, *, writable: bool = False) -> Mount:
 class Watch:
     """Tells of the end and the removal of containers with a label, on the thread of the running loop.
 
-    notice(container, event): event is `die` or `destroy`; when the engine itself is gone, container is empty
+    notice(container, event): event is `die`, or one that says that it is gone; when the engine itself is gone, container is empty
     """
 
     def __init__(self, api: Any, label: str, notice: Callable[[str, str], None]) -> None:
         self._loop = asyncio.get_running_loop()
         self._notice = notice
-        wanted = {"type": "container", "label": label, "event": ["die", "destroy"]}
+        wanted = {"type": "container", "label": label, "event": [*_EVENTS, *_PODMANS_NAMES]}
         with translated("the events of the engine cannot be read"):
             self._stream = api.events(filters=wanted, decode=True)
         threading.Thread(target=self._read, name="docker events", daemon=True).start()

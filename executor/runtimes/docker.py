@@ -36,6 +36,7 @@ T = TypeVar("T")
 _DOCKER = dockerd.Kind()
 _PIDS = 4096
 _OPEN_FILES = 65536
+_PODMAN_PROCESSES = 16384
 _LEAST_CPUS = 0.01  # the kernel gives no less
 _FILTERED = 2  # what the kernel calls a filter of system calls
 _MEMORY_BYTES = 4 * 2**30  # taken for the memory of a slot without a limit
@@ -92,7 +93,7 @@ def plan(launch: Launch, door: Door, engine: dockerd.Kind = _DOCKER) -> dict[str
         "working_dir": f"{TASK}/work",
         "hostname": "task",
         "stop_signal": "SIGKILL",
-        "healthcheck": {"test": ["NONE"]},
+        "healthcheck": None if engine.podman else {"test": ["NONE"]},  # Podman would ask systemd for a timer
         "environment": task_environment(launch),
         "labels": {
             dockerd.LABEL: "slot",
@@ -118,10 +119,10 @@ def task_environment(launch: Launch) -> dict[str, str]:
 def _plan_host(launch: Launch, control: Path, engine: dockerd.Kind) -> dict[str, Any]:
     shape, memory = launch.shape, _memory_limit(launch)
     tmpfs = {"/tmp": f"rw,exec,nosuid,nodev,mode=1777,size={_tmp_bytes(launch)}"}  # noqa: S108
+    if engine.podman:  # it makes these writable in every read-only container
+        tmpfs.update(dict.fromkeys(("/run", "/var/tmp"), "ro,nosuid,nodev,size=4096"))  # noqa: S108
     if launch.secret_files:
         tmpfs[SECRET_FILES] = f"rw,noexec,nosuid,nodev,mode=1777,size={_SECRETS_BYTES}"
-    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]  # an engine like us may not give more than we have
-    files = _OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, _OPEN_FILES)
     return {
         "network_mode": "bridge" if launch.network else "none",
         "read_only": True,
@@ -138,10 +139,7 @@ def _plan_host(launch: Launch, control: Path, engine: dockerd.Kind) -> dict[str,
         "ipc_mode": "private",
         "shm_size": shape.shm_bytes or (memory or _MEMORY_BYTES) // 4,
         "tmpfs": tmpfs,
-        "ulimits": [
-            {"Name": "core", "Soft": 0, "Hard": 0},
-            {"Name": "nofile", "Soft": files, "Hard": files},
-        ],
+        "ulimits": _ulimits(engine),
         "log_config": {"type": "none", "config": {}},
         "mounts": [
             dockerd.bind(launch.library, LIBRARY),
@@ -152,6 +150,22 @@ def _plan_host(launch: Launch, control: Path, engine: dockerd.Kind) -> dict[str,
             *(dockerd.bind(Path(source), target) for source, target in _data(launch)),
         ],
     }
+
+
+def _ulimits(engine: dockerd.Kind) -> list[dict[str, Any]]:
+    """Limits of each process: an engine that has no right to raise limits can give what we have, and no more.
+
+    Podman would ask for more processes than it may, so it is told how many; they count for all of a user together.
+    """
+    limits = {"core": 0, "nofile": _hard_limit(resource.RLIMIT_NOFILE, _OPEN_FILES)}
+    if engine.podman:
+        limits["nproc"] = _hard_limit(resource.RLIMIT_NPROC, _PODMAN_PROCESSES)
+    return [{"Name": name, "Soft": limit, "Hard": limit} for name, limit in limits.items()]
+
+
+def _hard_limit(kind: int, most: int) -> int:
+    ours = resource.getrlimit(kind)[1]
+    return most if ours == resource.RLIM_INFINITY else min(ours, most)
 
 
 def _data(launch: Launch) -> list[tuple[str, str]]:
