@@ -181,7 +181,8 @@ def bind(source: Path, target: str, *, writable: bool = False) -> Mount:
 class Watch:
     """Tells of the end and the removal of containers with a label, on the thread of the running loop.
 
-    notice(container, event): event is `die`, or one that says that it is gone; when the engine itself is gone, container is empty
+    notice(container, event): event is `die`, or one that says that the container is gone; when the engine itself is
+    gone, container is empty
     """
 
     def __init__(self, api: Any, label: str, notice: Callable[[str, str], None]) -> None:

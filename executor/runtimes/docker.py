@@ -197,17 +197,19 @@ def _in_pages(size: int) -> int:
 
 
 def broken_promises(launch: Launch, hello: dict[str, Any], engine: dockerd.Kind = _DOCKER) -> list[str]:
-    """What the engine was asked for and the agent does not see in force; nothing is taken on trust."""
+    """What the engine was asked for and is not in force, as the agent sees it; nothing is taken on trust.
+
+    hello: what it says, and as `owner` whom a folder that it made belongs to on this machine
+    """
     asked = _plan_host(launch, Path(), engine)
     uid, gid = task_user(engine)
-    owner = _outside(hello["uid"], hello["user_map"])
     groups = set(map(int, asked["group_add"]))
     ours = {TASK, "/tmp", "/dev/shm", "/dev/mqueue", *asked["tmpfs"]}  # noqa: S108
     cpus, files = asked["nano_cpus"] / 1e9, asked["ulimits"][1]["Hard"]
     promises = [
         (hello["pid"] == 1, "the agent is not PID 1"),
         ((hello["uid"], hello["gid"]) == (uid, gid), f"tasks run as {hello['uid']}:{hello['gid']}, not {uid}:{gid}"),
-        (owner == _owner(engine), f"what tasks write would belong to user {owner}"),
+        (hello["owner"] == _owner(engine), f"what tasks write belongs to user {hello['owner']}"),
         (groups <= set(hello["groups"]), f"tasks lack the groups {sorted(groups - set(hello['groups']))}"),
         (0 not in hello["groups"], "tasks are in root's group"),
         (hello["capabilities"] == 0, "capabilities were not dropped"),
@@ -251,21 +253,6 @@ def _near(cpus: float | None, asked: float) -> bool:
     return cpus is not None and abs(cpus - asked) <= 1e-4
 
 
-def _outside(uid: int, user_map: list[list[int]]) -> int:
-    """The user of this machine that a user in a container is."""
-    if user_map == [[int(part) for part in line.split()] for line in _our_users()]:
-        return uid
-    found = (outside + uid - inside for inside, outside, count in user_map if inside <= uid < inside + count)
-    return next(found, NOBODY)
-
-
-def _our_users() -> list[str]:
-    try:
-        return Path("/proc/self/uid_map").read_text(encoding="ascii").splitlines()
-    except OSError:
-        return []
-
-
 class DockerRuntime:
     """Starts slots as containers; `Runtime` says what is promised."""
 
@@ -300,7 +287,8 @@ class DockerRuntime:
                 self._containers.pop(container.id, None)
             raise
         slot = container.slot = Slot(launch.folder, hello, container.id[:12], line)
-        broken = broken_promises(launch, hello, self._engine)
+        owner = (launch.folder / "task" / "home").stat().st_uid
+        broken = broken_promises(launch, {**hello, "owner": owner}, self._engine)
         if broken:
             await self.stop(slot)
             raise MachineError(
@@ -354,6 +342,8 @@ class DockerRuntime:
     def _create(self, environment: str, asked: dict[str, Any]) -> str:
         with dockerd.translated(f"a container of `{environment}` could not be made"):
             host = self._api.create_host_config(**asked["host_config"])
+            if self._engine.podman and self._engine.rootless:
+                host["UsernsMode"] = "keep-id"  # which the SDK does not know: so the caller's id means the caller
             made: str = self._api.create_container(**{**asked, "host_config": host})["Id"]
             return made
 

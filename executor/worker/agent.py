@@ -79,6 +79,7 @@ class Agent:
     def __init__(self, config: dict[str, Any]) -> None:
         self._config = config
         kernel.allow_many_files()
+        kernel.leave_no_core()
         self._host = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._host.settimeout(10)
         self._host.connect(config["socket"])

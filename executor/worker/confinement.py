@@ -22,7 +22,6 @@ def facts() -> dict[str, Any]:
     """All of it as plain data.
 
     capabilities, capabilities_bounding: as bits; the first are all that the process has or could hand on
-    user_map:           [inside, outside, count] of each range of users of its user namespace
     memory_limit_bytes, swap_limit_bytes, cpu_limit, pids_limit: the least of its control groups; None is without one
                         (of swap, that the kernel does not count it)
     root_read_only:     whether `/` is
@@ -36,7 +35,6 @@ def facts() -> dict[str, Any]:
         "uid": os.getuid(),
         "gid": os.getgid(),
         "groups": sorted(os.getgroups()),
-        "user_map": [[int(part) for part in line.split()] for line in _read("/proc/self/uid_map").splitlines()],
         "pid": os.getpid(),
         "capabilities": sets[0] | sets[1] | sets[2] | sets[3],
         "capabilities_bounding": int(status.get("CapBnd", "0").strip(), 16),

@@ -156,6 +156,11 @@ def allow_many_files() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
+def leave_no_core() -> None:
+    """Let neither this process nor any that it starts write a core file, which would hold all that they know."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
 def prefer_as_oom_victim() -> None:
     """Let the kernel, where memory runs out, take this process before the agent."""
     with contextlib.suppress(OSError):

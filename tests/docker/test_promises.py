@@ -66,9 +66,8 @@ def launch(
     """A slot of a small environment, of a run that holds its lease."""
     root = project({"flow.py": FLOW}, {"leaf": ["python >=3.10"]})
     if not built:
-        assert run_local("build", "leaf", "--runtime", "docker", cwd=root).code == 0
-        images = engine.api.images(filters={"label": f"{dockerd.LABEL}.environment=leaf"})
-        built.append(max(images, key=lambda each: int(each["Created"]))["Id"])
+        done = run_local("build", "leaf", "--runtime", "docker", cwd=root)
+        built.append(done.stderr.split()[-1])
     folder = run_local.home / "runs" / f"promises-{uuid.uuid4().hex[:8]}"
     folder.mkdir(parents=True)
     with hold_lease(folder) as lease:
@@ -128,7 +127,6 @@ BENT: dict[str, tuple[Callable[[Host], object], str]] = {
     "root": (lambda host: host.update(read_only=False), "the root file system is writable"),
     "shm": (lambda host: host.update(shm_size=2**26), f"the size of /dev/shm is {2**26}"),
     "tmp": (lambda host: host.update(tmpfs={"/tmp": "rw,mode=1777"}), "the size of /tmp is"),
-    "core files": (lambda host: host.update(ulimits=host["ulimits"][1:]), "processes that crash may leave a core file"),
     "open files": (
         lambda host: host.update(ulimits=[host["ulimits"][0], {"Name": "nofile", "Soft": 512, "Hard": 512}]),
         "the limit of open files is 512",

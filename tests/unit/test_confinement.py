@@ -119,7 +119,6 @@ def test_without_control_groups_nothing_is_known(machine: Machine) -> None:
 def test_the_facts_of_this_process_are_those_of_the_kernel() -> None:
     """Each that the host compares is there, and of a type that travels as JSON."""
     facts = confinement.facts()
-    assert facts["user_map"][0][2] > 0
     assert isinstance(facts["tmp_bytes"], int)
     assert "lo" not in facts["interfaces"]
     assert set(confinement.writable_places()) <= set(kernel.mount_points())

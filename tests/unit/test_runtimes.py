@@ -44,7 +44,7 @@ def kept(launch: Launch, engine: dockerd.Kind = docker._DOCKER) -> dict[str, Any
     uid, gid = docker.task_user(engine)
     return {
         "pid": 1, "uid": uid, "gid": gid, "groups": [gid] * bool(gid) + [int(each) for each in host["group_add"]],
-        "user_map": [[0, 0, 2**32 - 1]], "capabilities": 0, "capabilities_bounding": 0, "no_new_privileges": True,
+        "owner": docker._owner(engine), "capabilities": 0, "capabilities_bounding": 0, "no_new_privileges": True,
         "seccomp": 2, "memory_limit_bytes": host["mem_limit"], "swap_limit_bytes": 0, "cpu_limit": 1.0,
         "pids_limit": host["pids_limit"], "root_read_only": True, "interfaces": [],
         "shm_bytes": -(-host["shm_size"] // 4096) * 4096, "tmp_bytes": docker._tmp_bytes(launch), "tmp_mode": 0o1777,
@@ -71,7 +71,7 @@ def test_a_memory_limit_is_asked_for_in_whole_pages(launch: Launch) -> None:
     [
         ({"pid": 7}, "the agent is not PID 1"),
         ({"gid": 0}, "tasks run as "),
-        ({"user_map": [[0, 100000, 65536]]}, "what tasks write would belong to user 1"),
+        ({"owner": 100999}, "what tasks write belongs to user 100999"),
         ({"groups": [0]}, "tasks are in root's group"),
         ({"capabilities": 1}, "capabilities were not dropped"),
         ({"capabilities_bounding": 0xA80425FB}, "capabilities could be gained again"),
@@ -108,12 +108,15 @@ def test_a_network_counts_only_where_there_is_to_be_none(launch: Launch) -> None
 
 
 def test_what_tasks_write_in_a_rootless_engine_belongs_to_who_called(launch: Launch) -> None:
-    """There the user's own id may mean another one: its map says whom."""
-    engine, uid = dockerd.Kind(rootless=True), os.getuid()
-    seen = {**kept(launch, engine), "user_map": [[0, uid, 1], [1, 100000, 65536]]}
-    assert (seen["uid"], docker.broken_promises(launch, seen, engine)) == (0, [])
-    elsewhere = {**seen, "user_map": [[0, 100000, 65536]]}
-    assert docker.broken_promises(launch, elsewhere, engine) == ["what tasks write would belong to user 100000"]
+    """In a rootless Docker the one who called is called root; his own id would be another user of this machine."""
+    engine = dockerd.Kind(rootless=True)
+    seen = kept(launch, engine)
+    assert (seen["uid"], seen["owner"]) == (0, os.getuid())
+    assert docker.broken_promises(launch, seen, engine) == []
+    elsewhere = {**seen, "owner": 100000 + os.getuid()}
+    assert docker.broken_promises(launch, elsewhere, engine) == [
+        f"what tasks write belongs to user {100000 + os.getuid()}"
+    ]
 
 
 @pytest.mark.parametrize("lacking", ["folders", "prefix"])
