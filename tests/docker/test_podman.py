@@ -28,6 +28,7 @@ from tests.harness import ROOT, MakeProject, RunLocal
 pytestmark = pytest.mark.docker
 
 STARTS_S = 30
+BASES = ("run-local/base:", "debian:")
 
 FLOW = """
     import os
@@ -199,7 +200,9 @@ def test_roots_podman_runs_tasks_as_docker_does(
     root = project({"flow.py": FLOW}, {"leaf": ["python >=3.10"]})
     tag = built(run_local, engine, root)
     with podman(scratch) as service:
-        hand_over(engine, tag, service.address)
+        bases = [each for image in engine.images.list() for each in image.tags if each.startswith(BASES)]
+        for each in (*bases, tag):
+            hand_over(engine, each, service.address)
         there = {"DOCKER_HOST": service.address}
         assert "Podman Engine" in run_local("doctor", cwd=root, env=there).stdout
         finished = run_local("look", "--runtime", "docker", "--json", cwd=root, env=there)

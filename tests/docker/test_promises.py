@@ -104,6 +104,11 @@ def test_what_was_asked_for_is_in_force(launch: Launch, home: Path) -> None:
     assert there["interfaces"]
 
 
+def test_a_task_has_the_other_groups_that_were_asked_for(launch: Launch, home: Path) -> None:
+    """So that it may read data that its user may read as a member of a group."""
+    assert 4711 in start(launch, home, lambda host: host.update(group_add=["4711"]))["groups"]
+
+
 def _writable_mounts(host: Host) -> None:
     host["mounts"] = [{**mount, "ReadOnly": False} for mount in host["mounts"]]
 
