@@ -1,9 +1,10 @@
 """Slots as containers of the Docker engine, hardened from the start.
 
 `plan` is the one list of all that we ask of the engine for a slot. The agent is PID 1 in there and says in its HELLO
-what is really in force; each promise that the engine did not keep refuses the slot (docs/adr/0017). A container ends when its socket
-closes, and the engine then removes it, so nothing is left even when run-local is killed outright. What was created and
-never started before such a death has a lease that nobody holds any more, and is removed when the next run begins.
+what is really in force; each promise that the engine did not keep refuses the slot (docs/adr/0017). A container ends when
+its socket closes, and the engine then removes it, so nothing is left even when run-local is killed outright. What was
+created and never started before such a death has a lease that nobody holds any more, and is removed when the next run
+begins.
 """
 
 from __future__ import annotations
