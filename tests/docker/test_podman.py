@@ -163,7 +163,8 @@ def user(scratch: Path) -> Iterator[str]:
     name = f"rl-podman-{os.getpid()}"
     subprocess.run(["useradd", "--no-create-home", "--home-dir", str(scratch), name], check=True)
     yield name
-    subprocess.run(["userdel", name], check=True, capture_output=True)
+    # its processes are dead, and may still have to be collected by somebody else
+    subprocess.run(["userdel", "--force", name], check=True, capture_output=True)
 
 
 def built(run_local: RunLocal, engine: docker.DockerClient, root: Path) -> str:
