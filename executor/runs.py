@@ -33,8 +33,8 @@ from executor.events import EnvironmentReady, Fact, RunEnded, RunStarted, Status
 from executor.manifest import Manifest, TaskEntry
 from executor.missing import check_imports
 from executor.mounts import check_mounts
-from executor.reach import reached
 from executor.network import check_networks
+from executor.reach import reached
 from executor.runtimes import Runtime
 from executor.runtimes.docker import DockerRuntime
 from executor.runtimes.library import worker_library
