@@ -168,6 +168,53 @@ class Mount:
     target: Union[str, "os.PathLike[str]", None] = None
 
 
+#: Where Flyte puts secrets that are files.
+SECRET_FILES = "/etc/flyte/secrets"  # noqa: S105  no secret, but their folder
+_SECRET_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
+_VARIABLE = re.compile(r"[A-Z_][A-Z0-9_]*")
+
+
+@dataclass(frozen=True)
+class Secret:
+    """A text that tasks need and nobody else may see: a password, a token. This says which one, and never what it is.
+
+    key, group: its name where it is kept; see docs/isolation.md
+    as_env_var: the variable that tasks find it in; the default is made of group and key, `hf-token` is in `HF_TOKEN`
+    mount:      `/etc/flyte/secrets`: tasks find it as a file there, below its group, and in no variable unless
+                `as_env_var` names one; in containers only
+    """
+
+    key: str
+    group: Optional[str] = None
+    mount: Union[str, "os.PathLike[str]", None] = None
+    as_env_var: Optional[str] = None
+
+    def __post_init__(self) -> None:
+        for what, name in (("key", self.key), ("group", self.group)):
+            if not (name is None and what == "group") and not _SECRET_NAME.fullmatch(str(name)):
+                raise ProjectError(
+                    f"the {what} of a secret cannot be {name!r}", why="it is letters, digits, `-`, `_` and dots"
+                )
+        if self.mount is not None and os.fspath(self.mount).rstrip("/") != SECRET_FILES:
+            raise ProjectError(
+                f"secret `{self.key}` cannot be mounted at `{self.mount}`",
+                hint=f'write `mount="{SECRET_FILES}"`: there it is a file of its name',
+            )
+        if self.variable is not None and not _VARIABLE.fullmatch(self.variable):
+            raise ProjectError(
+                f"secret `{self.key}` cannot be in a variable `{self.variable}`",
+                why="that is capital letters, digits and `_`",
+                hint=f'name another: `Secret({self.key!r}, as_env_var="TOKEN")`',
+            )
+
+    @property
+    def variable(self) -> Optional[str]:
+        """The environment variable that tasks find it in, if any."""
+        if self.as_env_var is not None or self.mount is not None:
+            return self.as_env_var
+        return "_".join(filter(None, (self.group, self.key))).replace("-", "_").upper()
+
+
 class TaskEnvironment:
     """A named environment and the tasks that run in it.
 
@@ -180,6 +227,8 @@ class TaskEnvironment:
     reusable:   how attempts follow each other in a container
     mounts:     data of this machine that its tasks read where it lies
     cache:      whether calls that were made before need not run again: `auto`, `override`, `disable` or a `Cache`
+    secrets:    what its tasks are told and nobody else: names, or `Secret(…)`
+    network:    False leaves its tasks without any network
     """
 
     def __init__(
@@ -193,6 +242,8 @@ class TaskEnvironment:
         reusable: Optional[Reuse] = None,
         mounts: Sequence[Mount] = (),
         cache: Union[str, Cache] = "disable",
+        secrets: Union[str, Secret, Sequence[Union[str, Secret]]] = (),
+        network: bool = True,
         description: str = "",
     ) -> None:
         if not _NAME.fullmatch(str(name)):
@@ -214,6 +265,8 @@ class TaskEnvironment:
         self.reusable = reusable or Reuse()
         self.mounts = mounts
         self.cache = cache_terms(cache)
+        self.secrets = [secrets] if isinstance(secrets, (str, Secret)) else secrets
+        self.network = network
         self.description = description
         self.tasks: dict[str, Task[Any, Any]] = {}
         frame = sys._getframe(1)

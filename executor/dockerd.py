@@ -1,6 +1,7 @@
 """The only door to the Docker engine: how it is reached, what its errors mean, what is read of its events.
 
-The SDK and the engine's socket, never a client program. Everything of ours on an engine carries `LABEL`.
+The SDK and the engine's socket, never a client program. Everything of ours on an engine carries `LABEL`. Podman answers
+to the same requests; where it understands them differently, `Kind` says that it is Podman.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import os
 import socket
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -28,16 +30,20 @@ __all__ = [
     "LABEL",
     "NOT_CONNECTED",
     "ImageNotFound",
+    "Kind",
     "Watch",
     "bind",
     "connect",
     "container",
+    "kind_of",
     "load",
     "output_of",
     "save",
     "translated",
 ]
 
+_EVENTS = ("die", "destroy")
+_PODMANS_NAMES = ("died", "remove")  # by which it filters; it tells of the first by Docker's name all the same
 _PING_S = 5
 _REMOVED = 2  # the kind of a change, in the engine's API
 
@@ -59,6 +65,23 @@ def connect(patience_s: int = 600) -> docker.DockerClient:
             hint="start it (`systemctl start docker`), or use `--runtime process`",
         ) from exc
     return client
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """What answers to the requests: Docker or Podman, started by root or by a user for himself."""
+
+    podman: bool = False
+    rootless: bool = False
+
+
+def kind_of(client: docker.DockerClient) -> Kind:
+    """What a client talks to."""
+    with translated("the engine cannot be asked what it is"):
+        names = [str(each.get("Name", "")) for each in client.version().get("Components") or ()]
+        info = client.info()
+    rootless = bool(info.get("Rootless")) or "name=rootless" in (info.get("SecurityOptions") or ())
+    return Kind(podman=any(name.startswith("Podman") for name in names), rootless=rootless)
 
 
 @contextlib.contextmanager
@@ -158,13 +181,14 @@ def bind(source: Path, target: str, *, writable: bool = False) -> Mount:
 class Watch:
     """Tells of the end and the removal of containers with a label, on the thread of the running loop.
 
-    notice(container, event): event is `die` or `destroy`; when the engine itself is gone, container is empty
+    notice(container, event): event is `die`, or one that says that the container is gone; when the engine itself is
+    gone, container is empty
     """
 
     def __init__(self, api: Any, label: str, notice: Callable[[str, str], None]) -> None:
         self._loop = asyncio.get_running_loop()
         self._notice = notice
-        wanted = {"type": "container", "label": label, "event": ["die", "destroy"]}
+        wanted = {"type": "container", "label": label, "event": [*_EVENTS, *_PODMANS_NAMES]}
         with translated("the events of the engine cannot be read"):
             self._stream = api.events(filters=wanted, decode=True)
         threading.Thread(target=self._read, name="docker events", daemon=True).start()

@@ -53,6 +53,7 @@ from executor.runtimes import Launch, Runtime
 from executor.runtimes.pool import SlotPool
 from executor.runtimes.slot import Slot
 from executor.scheduling.state import Machine, SchedulerFact, SchedulerState
+from executor.secrets import Secrets
 from executor.stories import Story, error_story, outcome_story, read_story
 from executor.worker import folders, kernel
 from executor.worker.output import LOG_LIMIT_BYTES
@@ -77,6 +78,8 @@ class Plan:
     built: every environment that the root call can reach; project and library: folders mounted into every slot
     cache: knows which calls need not run; ranks: task → how far it is from its start to the end of a run, in seconds
     log_limit: how many bytes of what one attempt prints are kept
+    secrets: what the tasks of each environment are told, and nobody else
+    offline: whether no task has a network
     """
 
     run: str
@@ -92,6 +95,8 @@ class Plan:
     cache: Cache
     ranks: Mapping[str, float] = field(default_factory=dict)
     log_limit: int = LOG_LIMIT_BYTES
+    secrets: Mapping[str, Secrets] = field(default_factory=dict)
+    offline: bool = False
 
     def launch(self, environment: str, asked: Shape, number: int) -> Launch:
         """What the run's n-th slot is made of, for an environment and what is asked for an attempt."""
@@ -120,6 +125,8 @@ class Plan:
             fork=entry.fork,
             env_vars=entry.env_vars,
             mounts=entry.mounts,
+            network=entry.network and not self.offline,
+            secret_files=any(each.file for each in entry.secrets),
             log_limit=self.log_limit,
         )
 
@@ -505,6 +512,7 @@ class Engine:
                 "timeout_s": call.terms.timeout_s,
                 "references": self._references,
                 "value": place,
+                "secrets": self._plan.secrets.get(call.task.environment, Secrets()).reveal(),
             },
             body,
             fds,

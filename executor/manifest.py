@@ -158,12 +158,28 @@ class MountEntry:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SecretEntry:
+    """A secret that an environment's tasks are told: in a variable, as a file, or both (see `authoring.Secret`)."""
+
+    key: str
+    group: str | None
+    variable: str | None
+    file: bool
+
+    @property
+    def name(self) -> str:
+        """What it is called, with its group."""
+        return f"{self.group}/{self.key}" if self.group else self.key
+
+
+@dataclass(frozen=True, kw_only=True)
 class EnvironmentEntry:
     """One environment as it was declared; file is relative to the project's root.
 
     image: the path of its specification, where one was named
     spec:  the specification itself, where it was given in Python (see `authoring.CondaSpec`)
     preload, fork: how attempts follow each other in a container (see `authoring.Reuse`)
+    network: whether its tasks have any
     """
 
     name: str
@@ -178,6 +194,8 @@ class EnvironmentEntry:
     preload: tuple[str, ...] = ()
     fork: bool = True
     mounts: tuple[MountEntry, ...] = ()
+    secrets: tuple[SecretEntry, ...] = ()
+    network: bool = True
 
     @property
     def specification(self) -> str:
@@ -324,8 +342,9 @@ def parse_manifest(doc: Mapping[str, Any]) -> Manifest:
 def _parse_environment(doc: Mapping[str, Any]) -> EnvironmentEntry:
     listed: dict[str, Any] = {key: tuple(doc[key]) for key in ("depends_on", "extends", "preload") if key in doc}
     mounts = tuple(MountEntry(**each) for each in doc.get("mounts", ()))
-    rest = {key: value for key, value in doc.items() if key not in (*listed, "resources", "mounts")}
-    return EnvironmentEntry(shape=Shape(**doc["resources"]), mounts=mounts, **listed, **rest)
+    secrets = tuple(SecretEntry(**each) for each in doc.get("secrets", ()))
+    rest = {key: value for key, value in doc.items() if key not in (*listed, "resources", "mounts", "secrets")}
+    return EnvironmentEntry(shape=Shape(**doc["resources"]), mounts=mounts, secrets=secrets, **listed, **rest)
 
 
 def _parse_task(doc: Mapping[str, Any]) -> TaskEntry:

@@ -32,6 +32,7 @@ from executor.events import EnvironmentReady, Fact, RunEnded, RunStarted, Status
 from executor.manifest import Manifest, TaskEntry
 from executor.missing import check_imports
 from executor.mounts import check_mounts
+from executor.network import check_networks
 from executor.reach import reached
 from executor.runtimes import Runtime
 from executor.runtimes.docker import DockerRuntime
@@ -40,6 +41,7 @@ from executor.runtimes.process import ProcessRuntime
 from executor.runtimes.slot import remove_dead_doors
 from executor.scheduling.ranks import ranks
 from executor.scheduling.state import Machine
+from executor.secrets import find_secrets
 from executor.worker import folders
 from executor.worker.payload import dump_json
 
@@ -148,6 +150,7 @@ def run_workflow(request: Request, listen: Listener, progress: Progress, stop: S
     offered = Machine(cpus=machine.cores(), memory_bytes=machine.memory_bytes())
     _demand_room(request.manifest, names, offered)
     check_mounts(request.manifest, names, request.runtime, request.home)
+    secrets = find_secrets(request.manifest, names, request.runtime, request.home)
     log_limit = machine.log_limit()
     specs = [find_spec(request.manifest, name) for name in names]
     home, run, stop = request.home, request.run, Stop() if stop is None else stop
@@ -192,6 +195,8 @@ def run_workflow(request: Request, listen: Listener, progress: Progress, stop: S
                 cache=_cache(request, store, built, project),
                 ranks=ranks(past_times(home, request.task.name)),
                 log_limit=log_limit,
+                secrets=secrets,
+                offline=machine.offline(),
             )
         except RunLocalError as exc:
             tell_end("cancelled" if stop else "failed", None if stop else exc)
@@ -336,6 +341,9 @@ def _build(
             for step, detail in report.tell():
                 progress(report.environment, step, detail)
 
+    names = [spec.name for spec in specs]
+    for name, warning in check_networks(request.manifest, names, request.runtime, offline=machine.offline()).items():
+        progress(name, "warning", warning)
     with contextlib.closing(Builder(request.runtime, request.home, progress)) as builder:
         return builder.build_all(specs, root=Path(request.manifest.root), locked=locked, ready=ready)
 

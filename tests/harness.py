@@ -60,11 +60,19 @@ class RunLocal:
     started: list["subprocess.Popen[str]"]
 
     def __call__(
-        self, *arguments: str | Path, cwd: Path, env: Mapping[str, str] | None = None, timeout_s: float = 900
+        self,
+        *arguments: str | Path,
+        cwd: Path,
+        env: Mapping[str, str] | None = None,
+        wrapped: Sequence[str] = (),
+        timeout_s: float = 900,
     ) -> Finished:
-        """Run `run-local ARGUMENTS` in `cwd` and wait for its end; `env` is added to its environment."""
+        """Run `run-local ARGUMENTS` in `cwd` and wait for its end; `env` is added to its environment.
+
+        wrapped: a command that runs it, such as `unshare`
+        """
         began = time.monotonic()
-        process = self.start(*arguments, cwd=cwd, env=env)
+        process = self.start(*arguments, cwd=cwd, env=env, wrapped=wrapped)
         try:
             stdout, stderr = process.communicate(timeout=timeout_s)
         except subprocess.TimeoutExpired:
@@ -74,12 +82,18 @@ class RunLocal:
         seconds = time.monotonic() - began
         return Finished(code=process.returncode, stdout=stdout, stderr=stderr, seconds=seconds)
 
-    def start(self, *arguments: str | Path, cwd: Path, env: Mapping[str, str] | None = None) -> "subprocess.Popen[str]":
+    def start(
+        self,
+        *arguments: str | Path,
+        cwd: Path,
+        env: Mapping[str, str] | None = None,
+        wrapped: Sequence[str] = (),
+    ) -> "subprocess.Popen[str]":
         """Start `run-local ARGUMENTS` in a process group of its own, for tests that interrupt or kill it."""
         command = Path(sys.executable).with_name("run-local")
         assert command.exists(), f"{command} is missing: run `scripts/setup dev`"
         process = subprocess.Popen(
-            [str(command), *map(str, arguments)],
+            [*wrapped, str(command), *map(str, arguments)],
             cwd=cwd,
             env={**self.variables, "RUN_LOCAL_HOME": str(self.home), **(env or {})},
             stdin=subprocess.DEVNULL,

@@ -15,9 +15,12 @@ from executor.describe import describe
 from executor.environments import Builder, State, find_spec
 from executor.environments.lock import read_lock
 from executor.environments.provided import Provided, provided_by_lock, provided_by_spec
+from executor.errors import MachineError
 from executor.manifest import Manifest
 from executor.missing import Missing, Report, check_imports
 from executor.mounts import check_mounts
+from executor.network import check_networks
+from executor.secrets import read_secret
 
 
 @click.command("plan")
@@ -29,16 +32,18 @@ def plan_command(workflow: str, runtime: str, as_json: bool) -> None:
     manifest, task = describe(workflow, Path.cwd())
     manifest.check_calls(task.name)
     chosen, note = runs.choose_runtime(runtime)
-    check_mounts(manifest, manifest.reachable(task.environment), chosen, machine.home())
+    names = manifest.reachable(task.environment)
+    check_mounts(manifest, names, chosen, machine.home())
     with (
         ConsoleView(verbose=False, quiet=True) as view,
         contextlib.closing(Builder(chosen, machine.home(), view.progress)) as builder,
     ):
-        states = [builder.look(find_spec(manifest, name)) for name in manifest.reachable(task.environment)]
+        states = [builder.look(find_spec(manifest, name)) for name in names]
     provided = {state.spec.name: _provided(state) for state in states}
     reports = check_imports(manifest, task.name, provided)
+    networks = check_networks(manifest, names, chosen, offline=machine.offline())
     if as_json:
-        print_json(_document(manifest, task.name, chosen, states, reports))
+        print_json(_document(manifest, task.name, chosen, states, reports, networks))
         return
     click.echo(f"{task.name} ({chosen}{': ' + note if note else ''})")
     rows = [_row(manifest, state) for state in states]
@@ -46,8 +51,29 @@ def plan_command(workflow: str, runtime: str, as_json: bool) -> None:
     for state in states:
         for mount in _mounts(manifest, state):
             click.echo(f"{state.spec.name} finds {mount['source']} of this machine at {mount['target']}, read-only")
+        for secret in _secrets(manifest, state):
+            click.echo(f"{state.spec.name} is told the secret {secret['name']}, {secret['problem'] or 'which is here'}")
+    for warning in networks.values():
+        _warn(warning)
     for report in reports:
         _print_report(report)
+
+
+def _warn(text: str) -> None:
+    click.echo("\n" + click.style("warning: ", fg="yellow", bold=True) + text)
+
+
+def _secrets(manifest: Manifest, state: State) -> list[dict[str, str]]:
+    """The secrets that tasks of an environment are told; one that cannot be is no reason not to plan."""
+    found = []
+    for secret in manifest.environments[state.spec.name].secrets:
+        problem = ""
+        try:
+            read_secret(secret, machine.home())
+        except MachineError as exc:
+            problem = f"and cannot be: {exc.what}"
+        found.append({"name": secret.name, "problem": problem})
+    return found
 
 
 def _mounts(manifest: Manifest, state: State) -> list[dict[str, str]]:
@@ -75,7 +101,7 @@ def _print_report(report: Report) -> None:
         if call:
             click.echo(f'  what is called by its name is not even imported: `reference_task("{call}")`')
     for failure, ways_out in report.warnings:
-        click.echo("\n" + click.style("warning: ", fg="yellow", bold=True) + failure)
+        _warn(failure)
         click.echo(f"  hint: {ways_out}")
     if report.unknown:
         names = ", ".join(f"`{module}`" for module in report.unknown)
@@ -91,7 +117,12 @@ def _row(manifest: Manifest, state: State) -> list[str]:
 
 
 def _document(
-    manifest: Manifest, task: str, runtime: str, states: list[State], reports: list[Report]
+    manifest: Manifest,
+    task: str,
+    runtime: str,
+    states: list[State],
+    reports: list[Report],
+    networks: dict[str, str],
 ) -> dict[str, Any]:
     return {
         "task": task,
@@ -104,6 +135,8 @@ def _document(
                 "problem": state.problem or None,
                 "built": state.built,
                 "mounts": _mounts(manifest, state),
+                "secrets": _secrets(manifest, state),
+                "network": manifest.environments[state.spec.name].network,
             }
             for state in states
         ],
@@ -117,6 +150,7 @@ def _document(
             }
             for report in reports
         ],
+        "warnings": list(networks.values()),
         "missing": {module: list(places) for module, places in manifest.missing.items()},
     }
 

@@ -32,6 +32,8 @@ class Launch:
     lease:        a file that our process holds locked for as long as it lives
     preload, fork: how attempts follow each other (see `authoring.Reuse`), with the variables that preloading needs
     mounts:        data of this machine that attempts find, read-only
+    network:       whether attempts have any
+    secret_files:  whether attempts find secrets as files; what those are, a launch does not know
     log_limit:     how many bytes of what one attempt prints are kept
     """
 
@@ -53,6 +55,8 @@ class Launch:
     fork: bool = True
     env_vars: Mapping[str, str] = field(default_factory=dict)
     mounts: tuple[MountEntry, ...] = ()
+    network: bool = True
+    secret_files: bool = False
     log_limit: int = LOG_LIMIT_BYTES
 
 

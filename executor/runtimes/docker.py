@@ -1,9 +1,10 @@
 """Slots as containers of the Docker engine, hardened from the start.
 
 `plan` is the one list of all that we ask of the engine for a slot. The agent is PID 1 in there and says in its HELLO
-what is really in force; a promise that the engine did not keep refuses the slot. A container ends when its socket
-closes, and the engine then removes it, so nothing is left even when run-local is killed outright. What was created and
-never started before such a death has a lease that nobody holds any more, and is removed when the next run begins.
+what is really in force; each promise that the engine did not keep refuses the slot (docs/adr/0017). A container ends when
+its socket closes, and the engine then removes it, so nothing is left even when run-local is killed outright. What was
+created and never started before such a death has a lease that nobody holds any more, and is removed when the next run
+begins.
 """
 
 from __future__ import annotations
@@ -12,12 +13,14 @@ import asyncio
 import contextlib
 import json
 import os
+import resource
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
 from executor import dockerd
+from executor.authoring import SECRET_FILES
 from executor.data.leases import lease_is_held
 from executor.data.store import full_disk
 from executor.errors import MachineError
@@ -31,19 +34,42 @@ PYTHON = "/opt/env/bin/python"
 
 T = TypeVar("T")
 
+_DOCKER = dockerd.Kind()
 _PIDS = 4096
+_OPEN_FILES = 65536
+_PODMAN_PROCESSES = 16384
+_LEAST_CPUS = 0.01  # the kernel gives no less
+_FILTERED = 2  # what the kernel calls a filter of system calls
+_MEMORY_BYTES = 4 * 2**30  # taken for the memory of a slot without a limit
+_SECRETS_BYTES = 2**20
 _PATIENCE_S = 25
 _ENGINE_CALLS_AT_ONCE = 8
 _DIES_S = 5.0
 _REMOVED_S = 10
 
 
-def task_user() -> tuple[int, int]:
-    """Who tasks run as: the user who called us; for root, nobody, because a task is never root."""
+def task_user(engine: dockerd.Kind = _DOCKER) -> tuple[int, int]:
+    """Who tasks run as: the user who called us; for root, nobody, because a task is never root.
+
+    In the containers of a rootless Docker the one who called us is called root, and nobody else is of this machine.
+    """
+    if engine.rootless and not engine.podman:
+        return 0, 0
     return (os.getuid(), os.getgid()) if os.getuid() else (NOBODY, NOBODY)
 
 
-def plan(launch: Launch, door: Door) -> dict[str, Any]:
+def _owner(engine: dockerd.Kind) -> int:
+    """The user of this machine that what tasks write belongs to."""
+    return os.getuid() if engine.rootless else task_user(engine)[0]
+
+
+def _groups(engine: dockerd.Kind) -> list[int]:
+    """The other groups of the user who called us, so that tasks may read what he may; never root's."""
+    uid, gid = task_user(engine)
+    return [] if engine.rootless or uid != os.getuid() else sorted(set(os.getgroups()) - {0, gid})
+
+
+def plan(launch: Launch, door: Door, engine: dockerd.Kind = _DOCKER) -> dict[str, Any]:
     """The arguments of `create_container`, `host_config` apart: all that we ask of the engine for a slot."""
     config = agent_config(
         launch,
@@ -55,8 +81,10 @@ def plan(launch: Launch, door: Door) -> dict[str, Any]:
         project=PROJECT,
         isolation="container",
     )
-    config["mounts"] = _data(launch)  # the agent sees to it that all of them are read-only
-    uid, gid = task_user()
+    ours = [(str(each), each) for each in (LIBRARY, CONTROL, INPUTS, PROJECT)]
+    config["mounts"] = [*ours, *_data(launch)]  # the agent sees to it that all of them are read-only
+    config["scratch"] += [SECRET_FILES] * launch.secret_files
+    uid, gid = task_user(engine)
     return {
         "image": launch.image,
         "name": f"run-local-{launch.run}-{launch.number}",
@@ -66,7 +94,7 @@ def plan(launch: Launch, door: Door) -> dict[str, Any]:
         "working_dir": f"{TASK}/work",
         "hostname": "task",
         "stop_signal": "SIGKILL",
-        "healthcheck": {"test": ["NONE"]},
+        "healthcheck": None if engine.podman else {"test": ["NONE"]},  # Podman would ask systemd for a timer
         "environment": task_environment(launch),
         "labels": {
             dockerd.LABEL: "slot",
@@ -75,7 +103,7 @@ def plan(launch: Launch, door: Door) -> dict[str, Any]:
             f"{dockerd.LABEL}.environment": launch.environment,
             f"{dockerd.LABEL}.key": launch.key,
         },
-        "host_config": _plan_host(launch, door),
+        "host_config": _plan_host(launch, door.folder, engine),
     }
 
 
@@ -89,34 +117,56 @@ def task_environment(launch: Launch) -> dict[str, str]:
     }
 
 
-def _plan_host(launch: Launch, door: Door) -> dict[str, Any]:
+def _plan_host(launch: Launch, control: Path, engine: dockerd.Kind) -> dict[str, Any]:
     shape, memory = launch.shape, _memory_limit(launch)
+    tmpfs = {"/tmp": f"rw,exec,nosuid,nodev,mode=1777,size={_tmp_bytes(launch)}"}  # noqa: S108
+    if engine.podman:  # it makes these writable in every read-only container
+        tmpfs.update(dict.fromkeys(("/run", "/var/tmp"), "ro,nosuid,nodev,size=4096"))  # noqa: S108
+    if launch.secret_files:
+        tmpfs[SECRET_FILES] = f"rw,noexec,nosuid,nodev,mode=1777,size={_SECRETS_BYTES}"
     return {
-        "network_mode": "bridge",
+        "network_mode": "bridge" if launch.network else "none",
         "read_only": True,
         "cap_drop": ["ALL"],
         "security_opt": ["no-new-privileges"],
         "pids_limit": _PIDS,
         "mem_limit": memory,
         "memswap_limit": memory,
-        "nano_cpus": int(shape.cpus_limit * 1e9),
+        "nano_cpus": int(max(shape.cpus_limit, _LEAST_CPUS) * 1e9),
+        "group_add": [str(group) for group in _groups(engine)],
         "init": False,
         "auto_remove": True,
         "oom_score_adj": 500,
         "ipc_mode": "private",
-        "shm_size": shape.shm_bytes or (memory or 4 * 2**30) // 4,
-        "tmpfs": {"/tmp": f"rw,exec,nosuid,nodev,mode=1777,size={(memory or 4 * 2**30) // 2}"},  # noqa: S108
-        "ulimits": [{"Name": "core", "Soft": 0, "Hard": 0}],
+        "shm_size": shape.shm_bytes or (memory or _MEMORY_BYTES) // 4,
+        "tmpfs": tmpfs,
+        "ulimits": _ulimits(engine),
         "log_config": {"type": "none", "config": {}},
         "mounts": [
             dockerd.bind(launch.library, LIBRARY),
-            dockerd.bind(door.folder, CONTROL),
+            dockerd.bind(control, CONTROL),
             dockerd.bind(launch.project, PROJECT),
             dockerd.bind(launch.folder / "inputs", INPUTS),
             dockerd.bind(launch.folder / "task", TASK, writable=True),
             *(dockerd.bind(Path(source), target) for source, target in _data(launch)),
         ],
     }
+
+
+def _ulimits(engine: dockerd.Kind) -> list[dict[str, Any]]:
+    """Limits of each process: an engine that has no right to raise limits can give what we have, and no more.
+
+    Podman would ask for more processes than it may, so it is told how many; they count for all of a user together.
+    """
+    limits = {"core": 0, "nofile": _hard_limit(resource.RLIMIT_NOFILE, _OPEN_FILES)}
+    if engine.podman:
+        limits["nproc"] = _hard_limit(resource.RLIMIT_NPROC, _PODMAN_PROCESSES)
+    return [{"Name": name, "Soft": limit, "Hard": limit} for name, limit in limits.items()]
+
+
+def _hard_limit(kind: int, most: int) -> int:
+    ours = resource.getrlimit(kind)[1]
+    return most if ours == resource.RLIM_INFINITY else min(ours, most)
 
 
 def _data(launch: Launch) -> list[tuple[str, str]]:
@@ -137,20 +187,71 @@ def _memory_limit(launch: Launch) -> int | None:
     return None if asked is None else asked - asked % os.sysconf("SC_PAGE_SIZE")
 
 
-def broken_promises(launch: Launch, hello: dict[str, Any]) -> list[str]:
-    """What the engine was asked for and the agent does not see in force."""
-    uid, gid = task_user()
-    memory = _memory_limit(launch)
+def _tmp_bytes(launch: Launch) -> int:
+    """How much /tmp holds: half of the memory, which it is a part of."""
+    return _in_pages((_memory_limit(launch) or _MEMORY_BYTES) // 2)
+
+
+def _in_pages(size: int) -> int:
+    """The size of a file system in memory, which is made of whole pages."""
+    return -(-size // os.sysconf("SC_PAGE_SIZE")) * os.sysconf("SC_PAGE_SIZE")
+
+
+def broken_promises(launch: Launch, hello: dict[str, Any], engine: dockerd.Kind = _DOCKER) -> list[str]:
+    """What the engine was asked for and is not in force, as the agent sees it; nothing is taken on trust.
+
+    hello: what it says, and as `owner` whom a folder that it made belongs to on this machine
+    """
+    asked = _plan_host(launch, Path(), engine)
+    uid, gid = task_user(engine)
+    groups = set(map(int, asked["group_add"]))
+    ours = {TASK, "/tmp", "/dev/shm", "/dev/mqueue", *asked["tmpfs"]}  # noqa: S108
+    cpus, files = asked["nano_cpus"] / 1e9, asked["ulimits"][1]["Hard"]
     promises = [
         (hello["pid"] == 1, "the agent is not PID 1"),
         ((hello["uid"], hello["gid"]) == (uid, gid), f"tasks run as {hello['uid']}:{hello['gid']}, not {uid}:{gid}"),
+        (hello["owner"] == _owner(engine), f"what tasks write belongs to user {hello['owner']}"),
+        (groups <= set(hello["groups"]), f"tasks lack the groups {sorted(groups - set(hello['groups']))}"),
+        (0 not in hello["groups"], "tasks are in root's group"),
         (hello["capabilities"] == 0, "capabilities were not dropped"),
+        (hello["capabilities_bounding"] == 0, "capabilities could be gained again"),
         (hello["no_new_privileges"], "`no-new-privileges` is not in force"),
-        (not hello["root_writable"], "the root file system is writable"),
-        (memory is None or hello["memory_limit_bytes"] == memory, "the memory limit is not in force"),
+        (hello["seccomp"] == _FILTERED, "system calls are not filtered (seccomp)"),
+        (hello["root_read_only"], "the root file system is writable"),
+        (hello["pids_limit"] == asked["pids_limit"], f"the limit of processes is {_told(hello['pids_limit'])}"),
+        (_near(hello["cpu_limit"], cpus), f"the limit of cores is {_told(hello['cpu_limit'])}, not {cpus:g}"),
+        (hello["shm_bytes"] == _in_pages(asked["shm_size"]), f"the size of /dev/shm is {_told(hello['shm_bytes'])}"),
+        (hello["tmp_bytes"] == _tmp_bytes(launch), f"the size of /tmp is {_told(hello['tmp_bytes'])}"),
+        (hello["tmp_mode"] == 0o1777, "not everybody may write to /tmp"),
+        (hello["core"] == 0, "processes that crash may leave a core file"),
+        (hello["open_files"] == files, f"the limit of open files is {hello['open_files']}, not {files}"),
+        (launch.network or not hello["interfaces"], f"there is a network ({', '.join(hello['interfaces'])})"),
+        *_memory_promises(launch, hello),
         *((False, f"`{target}` can be written to") for target in hello["writable_mounts"]),
+        *((False, f"`{place}` can be written to") for place in hello["writable_places"] if place not in ours),
     ]
-    return [text for kept, text in promises if not kept]
+    return list(dict.fromkeys(text for kept, text in promises if not kept))
+
+
+def _memory_promises(launch: Launch, hello: dict[str, Any]) -> list[tuple[bool, str]]:
+    """Swap counts where the kernel counts it; on a machine where it does not, a task may use all that there is."""
+    memory, swap = _memory_limit(launch), hello["swap_limit_bytes"]
+    if memory is None:
+        return []
+    seen = hello["memory_limit_bytes"]
+    return [
+        (seen == memory, f"the limit of memory is {_told(seen)}, not {memory} bytes"),
+        (swap in (None, 0), f"tasks may use swap beside their memory (up to {swap} bytes)"),
+    ]
+
+
+def _told(limit: float | None) -> str:
+    return "none" if limit is None else str(round(limit, 4))
+
+
+def _near(cpus: float | None, asked: float) -> bool:
+    """Whether two shares are the same: the kernel counts in microseconds of each tenth of a second."""
+    return cpus is not None and abs(cpus - asked) <= 1e-4
 
 
 class DockerRuntime:
@@ -160,7 +261,8 @@ class DockerRuntime:
 
     def __init__(self, home: Path, run: str) -> None:
         self._home = home
-        self._api = dockerd.connect(_PATIENCE_S).api
+        client = dockerd.connect(_PATIENCE_S)
+        self._api, self._engine = client.api, dockerd.kind_of(client)
         self._threads = ThreadPoolExecutor(_ENGINE_CALLS_AT_ONCE, thread_name_prefix="docker")
         self._containers: dict[str, _Container] = {}
         self._remove_dead()
@@ -169,9 +271,9 @@ class DockerRuntime:
     async def start(self, launch: Launch) -> Slot:
         """Create and start a container, and wait for its agent."""
         with full_disk(f"a container of `{launch.environment}` cannot be given its folders"):
-            make_folders(launch.folder, task_user())
+            make_folders(launch.folder, (os.getuid(), os.getgid()) if self._engine.rootless else task_user())
         door = Door(self._home, launch.run)
-        asked = plan(launch, door)
+        asked = plan(launch, door, self._engine)
         container = None
         try:
             with full_disk(f"the socket of a container of `{launch.environment}` cannot be opened"):
@@ -186,7 +288,8 @@ class DockerRuntime:
                 self._containers.pop(container.id, None)
             raise
         slot = container.slot = Slot(launch.folder, hello, container.id[:12], line)
-        broken = broken_promises(launch, hello)
+        owner = (launch.folder / "task" / "home").stat().st_uid
+        broken = broken_promises(launch, {**hello, "owner": owner}, self._engine)
         if broken:
             await self.stop(slot)
             raise MachineError(
@@ -240,6 +343,8 @@ class DockerRuntime:
     def _create(self, environment: str, asked: dict[str, Any]) -> str:
         with dockerd.translated(f"a container of `{environment}` could not be made"):
             host = self._api.create_host_config(**asked["host_config"])
+            if self._engine.podman and self._engine.rootless:
+                host["UsernsMode"] = "keep-id"  # which the SDK does not know: so the caller's id means the caller
             made: str = self._api.create_container(**{**asked, "host_config": host})["Id"]
             return made
 

@@ -298,6 +298,7 @@ def agent_config(
         "read_only": [],
         "mounts": [[each.source, each.target] for each in launch.mounts],
         "not_mounted": [],
+        "network": launch.network,
         "log_limit": launch.log_limit,
         "project": project,
         "roots": [project if root == "." else f"{project}/{root}" for root in launch.import_roots],

@@ -25,7 +25,8 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from executor.version import VERSION as RUN_LOCAL_VERSION
-from executor.worker import child, folders, kernel, memory
+from executor.worker import child, confinement, folders, kernel, memory
+from executor.worker.masking import Mask
 from executor.worker.output import Output
 from executor.worker.protocol import (
     VERSION,
@@ -68,6 +69,7 @@ class Agent:
 
     config: socket (path), inputs, outputs, work (cwd of attempts), scratch (folders that each attempt finds empty),
             read_only (folders made so, where that can be done), mounts ([source, target] of each, read-only too),
+            network (whether attempts have any),
             roots (folders of the project on sys.path), environment (its name), env_vars (its variables),
             preload, fork (see `authoring.Reuse`), isolation (how we were started),
             log_limit (bytes of an attempt's output that are kept)
@@ -76,6 +78,7 @@ class Agent:
     def __init__(self, config: dict[str, Any]) -> None:
         self._config = config
         kernel.allow_many_files()
+        kernel.leave_no_core()
         self._host = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._host.settimeout(10)
         self._host.connect(config["socket"])
@@ -114,12 +117,13 @@ class Agent:
 
     def _facts(self) -> dict[str, Any]:
         return {
-            **kernel.facts(),
+            **confinement.facts(),
             "python": ".".join(map(str, sys.version_info[:3])),
             "run_local": RUN_LOCAL_VERSION,
             "isolation": self._config["isolation"],
             "inputs_writable": os.access(self._config["inputs"], os.W_OK),
             "not_mounted": self._config["not_mounted"],
+            "writable_places": confinement.writable_places() if self._config["isolation"] == "container" else [],
             "writable_mounts": [each for _, each in self._config["mounts"] if not kernel.is_read_only(each)],
             "nonce": self._config["nonce"],
         }
@@ -198,7 +202,7 @@ class Agent:
         deadline = None if timeout is None else time.monotonic() + timeout
         streams = {reader: name for name, (reader, _) in pipes.items()}
         attempt = _Attempt(pid or 0, ours, streams, deadline)
-        attempt.output = Output(self._config["log_limit"])
+        attempt.output = Output(self._config["log_limit"], Mask(child.secret_values(frame.header)))
         self._attempt = attempt
         self._selector.register(ours, selectors.EVENT_READ)
         for stream in attempt.streams:

@@ -24,6 +24,7 @@ from typing import Any, Callable
 from executor import authoring
 from executor.errors import NonRecoverableError, NotPicklable, ProjectError, RunLocalError, TaskError, UsageError
 from executor.worker import kernel, opaque, payload, shapes, stubs
+from executor.worker.masking import Mask
 from executor.worker.output import flush_streams, open_streams
 from executor.worker.preview import preview
 from executor.worker.protocol import Frame, FrameReader, close_all, encode, receive, send
@@ -212,17 +213,34 @@ def _demand_preloaded(config: dict[str, Any]) -> None:
         raise ProjectError(f"`{module}` cannot be preloaded in environment `{environment}`", why=why, hint=hint)
 
 
+def secret_values(header: dict[str, Any]) -> list[str]:
+    """The secrets in a TASK frame."""
+    secrets = header.get("secrets", {})
+    return [*secrets.get("variables", {}).values(), *secrets.get("files", {}).values()]
+
+
 def _prepare(config: dict[str, Any], header: dict[str, Any]) -> None:
     """Make this process look like a fresh interpreter started for the task."""
     for name in config["env_vars"]:
         os.environ.pop(name, None)
     os.environ.update(header["env_vars"])
+    _take_secrets(header.get("secrets", {}))
     os.chdir(config["work"])
     find_modules(config)
     sys.argv = [header["task"]]
     sys.dont_write_bytecode = True
     kernel.allow_many_files()
     open_streams()
+
+
+def _take_secrets(secrets: dict[str, Any]) -> None:
+    """Give the task its secrets; their folder is one that the agent empties afterwards."""
+    os.environ.update(secrets.get("variables", {}))
+    for name, value in secrets.get("files", {}).items():
+        path = os.path.join(authoring.SECRET_FILES, name)
+        os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o400), "w", encoding="utf-8") as file:
+            file.write(value)
 
 
 def find_modules(config: dict[str, Any]) -> None:
@@ -268,12 +286,16 @@ def _tell(
     link: Link, exc: BaseException, header: dict[str, Any], config: dict[str, Any], folders: payload.Folders
 ) -> None:
     """Send the story of a failure, and what was raised; of one that cannot be told, at least what it is."""
+    mask = Mask(secret_values(header))
     raised = _raised(exc, folders)
+    if mask.hides(raised[1]):
+        raised = {}, b""
     try:
-        told = {"kind": "ERROR", "error": _story(exc, header, config), "final": isinstance(exc, NonRecoverableError)}
+        story = mask.story(_story(exc, header, config))
+        told = {"kind": "ERROR", "error": story, "final": isinstance(exc, NonRecoverableError)}
         link.send({**told, **raised[0]}, raised[1])
     except Exception:  # noqa: BLE001  an exception is user code, too
-        link.send({"kind": "ERROR", "error": _short_story(exc, header, config)})
+        link.send({"kind": "ERROR", "error": mask.story(_short_story(exc, header, config))})
 
 
 def _raised(exc: BaseException, folders: payload.Folders) -> tuple[dict[str, Any], bytes]:

@@ -160,6 +160,8 @@ def _describe_environment(environment: authoring.TaskEnvironment, root: str) -> 
         spec = environment.image.to_json() if isinstance(environment.image, authoring.CondaSpec) else None
     except RunLocalError as exc:
         raise ProjectError(f"{at}: {exc.what}", why=exc.why, hint=exc.hint) from None
+    if not isinstance(environment.network, bool):
+        raise ProjectError(f"{at}: `network` must be True or False", why=f"it is {environment.network!r}")
     file, line = environment.declared_at
     reuse: Any = environment.reusable
     if not isinstance(reuse, authoring.Reuse) or not authoring.is_texts(reuse.preload):
@@ -175,6 +177,8 @@ def _describe_environment(environment: authoring.TaskEnvironment, root: str) -> 
         "resources": resources,
         "env_vars": environment.env_vars,
         "mounts": _describe_mounts(environment, root, at),
+        "secrets": _describe_secrets(environment, at),
+        "network": environment.network,
         "file": short_name(file, root),
         "line": line,
     }
@@ -189,6 +193,21 @@ def _describe_mounts(environment: authoring.TaskEnvironment, root: str, at: str)
             if not isinstance(path, (str, os.PathLike)) or not os.fspath(path) or "\0" in str(path):
                 raise ProjectError(f"{at}: a `Mount` must be of paths", why=f"it is {each!r}")
     return [_describe_mount(each, root) for each in mounts]
+
+
+def _describe_secrets(environment: authoring.TaskEnvironment, at: str) -> list[dict[str, Any]]:
+    secrets: Any = environment.secrets
+    if not isinstance(secrets, (list, tuple)) or not all(isinstance(each, (str, authoring.Secret)) for each in secrets):
+        raise ProjectError(f"{at}: `secrets` must be a list of names or `Secret(…)`")  # what it is may be a value
+    made = [authoring.Secret(each) if isinstance(each, str) else each for each in secrets]
+    taken = [each.variable for each in made if each.variable]
+    for name in taken:
+        if taken.count(name) > 1 or name in environment.env_vars:
+            raise ProjectError(f"{at}: two things are in the variable `{name}`", hint="name another: `as_env_var=`")
+    return [
+        {"key": each.key, "group": each.group, "variable": each.variable, "file": each.mount is not None}
+        for each in made
+    ]
 
 
 def _describe_mount(mount: authoring.Mount, root: str) -> dict[str, Any]:

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import fcntl
 import os
 import re
 import resource
 import signal
-from typing import Any
+import socket
+import struct
 
 _MOST_OPEN_FILES = 65536
 
@@ -21,6 +23,9 @@ _PR_SET_CHILD_SUBREAPER = 36
 CLONE_NEWNS = 0x00020000
 CLONE_NEWUSER = 0x10000000
 CLONE_NEWPID = 0x20000000
+CLONE_NEWNET = 0x40000000
+_SIOCGIFFLAGS, _SIOCSIFFLAGS = 0x8913, 0x8914
+_IFF_UP = 1
 _MS_RDONLY = 1
 _MS_NOSUID_NODEV_NOEXEC = 2 | 4 | 8
 _MS_REMOUNT = 32
@@ -61,6 +66,35 @@ def mount_own_proc() -> bool:
     return bool(_libc.mount(b"proc", b"/proc", b"proc", _MS_NOSUID_NODEV_NOEXEC, None) == 0)
 
 
+def leave_network() -> bool:
+    """Go on in a network namespace of our own, where there is nothing but a loopback, if the kernel lets us."""
+    if _libc.unshare(CLONE_NEWNET) != 0:
+        return False
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket, contextlib.suppress(OSError):
+        fcntl.ioctl(any_socket, _SIOCSIFFLAGS, struct.pack("16sH14x", b"lo", _IFF_UP))
+    return True
+
+
+def try_to_leave_network() -> bool:
+    """Whether we may do that here, in a user namespace or without; for a process that is made for this question."""
+    return bool(_libc.unshare(CLONE_NEWNET) == 0 or _libc.unshare(CLONE_NEWUSER | CLONE_NEWNET) == 0)
+
+
+def interfaces() -> list[str]:
+    """The network interfaces that are up, apart from the loopback; where there is none, nobody can be reached."""
+    found = []
+    try:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
+            for _, name in socket.if_nameindex():
+                with contextlib.suppress(OSError):  # it was removed meanwhile
+                    told = fcntl.ioctl(any_socket, _SIOCGIFFLAGS, struct.pack("16s24x", os.fsencode(name)))
+                    if name != "lo" and struct.unpack_from("H", told, 16)[0] & _IFF_UP:
+                        found.append(name)
+    except OSError:  # there is no network at all
+        return []
+    return sorted(found)
+
+
 def mount_read_only(source: str, target: str) -> bool:
     """Show a file or folder, and what is mounted below it, at another place or at its own as what nobody can write to.
 
@@ -80,12 +114,16 @@ def hold_open(path: str) -> str:
 
 def mounted_below(folder: str) -> list[str]:
     """Where file systems are mounted below a folder, by its real path, the outermost first."""
+    return [path for path in mount_points() if path.startswith(folder.rstrip("/") + "/") and os.path.exists(path)]
+
+
+def mount_points() -> list[str]:
+    """Where file systems are mounted, the outermost first."""
     try:
         with open("/proc/self/mountinfo", "rb") as file:
-            places = [os.fsdecode(_unescaped(line.split(b" ")[4])) for line in file]
+            return sorted({os.fsdecode(_unescaped(line.split(b" ")[4])) for line in file})
     except OSError:
         return []
-    return [path for path in sorted(set(places)) if path.startswith(folder.rstrip("/") + "/") and os.path.exists(path)]
 
 
 def is_read_only(path: str) -> bool:
@@ -118,6 +156,11 @@ def allow_many_files() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
+def leave_no_core() -> None:
+    """Let neither this process nor any that it starts write a core file, which would hold all that they know."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
 def prefer_as_oom_victim() -> None:
     """Let the kernel, where memory runs out, take this process before the agent."""
     with contextlib.suppress(OSError):
@@ -131,22 +174,6 @@ def oom_kills() -> int:
             if line.startswith("oom_kill "):
                 return int(line.split()[1])
     return 0
-
-
-def facts() -> dict[str, Any]:
-    """What is really in force for this process, for the host to compare with what it asked."""
-    status = dict(line.split(":", 1) for line in _read("/proc/self/status").splitlines() if ":" in line)
-    limit = _read("/sys/fs/cgroup/memory.max") or _read("/sys/fs/cgroup/memory/memory.limit_in_bytes")
-    return {
-        "uid": os.getuid(),
-        "gid": os.getgid(),
-        "pid": os.getpid(),
-        "capabilities": int(status.get("CapEff", "0").strip(), 16),
-        "no_new_privileges": status.get("NoNewPrivs", "0").strip() == "1",
-        "seccomp": int(status.get("Seccomp", "0").strip()),
-        "memory_limit_bytes": int(limit) if limit.strip().isdigit() else None,
-        "root_writable": os.access("/", os.W_OK),
-    }
 
 
 def descendants(of: int) -> list[int]:

@@ -28,6 +28,8 @@ def main() -> NoReturn:
         config["isolation"] = "namespaces" if _become_first(config) else "subreaper"
     if config["isolation"] == "subreaper":
         kernel.become_subreaper()
+    if not config["network"] and config["isolation"] != "container":
+        kernel.leave_network()  # whether that could be done, our HELLO says
     Agent(config).serve()
 
 

@@ -13,6 +13,8 @@ import io
 import sys
 from typing import Any, TextIO
 
+from executor.worker.masking import Mask
+
 #: How many bytes of what an attempt prints are kept, unless somebody says otherwise.
 LOG_LIMIT_BYTES = 64 * 2**20
 
@@ -57,10 +59,12 @@ class Output:
     """What an attempt writes, on its way through the agent: cut where lines end, and no more than is to be kept.
 
     limit: how many bytes of both streams together are kept; then one line says that there was more
+    mask:  what may not be seen in it
     """
 
-    def __init__(self, limit: int = LOG_LIMIT_BYTES) -> None:
+    def __init__(self, limit: int = LOG_LIMIT_BYTES, mask: Mask | None = None) -> None:
         self.written = 0
+        self._mask = mask or Mask()
         self._limit = limit
         self._unfinished: dict[str, bytes] = {}
 
@@ -69,9 +73,11 @@ class Output:
         data = self._unfinished.pop(stream, b"") + data
         end = len(data)
         if end <= _LONGEST_LINE and not last:
-            end = max(data.rfind(b"\n"), data.rfind(b"\r")) + 1
-            self._unfinished[stream] = data[end:]
-        return self._cut(data[:end])
+            end = _end_of_lines(data, end)
+        if self._mask and not last and (safe := self._mask.safe_end(data, end)) < end:
+            end = _end_of_lines(data, safe) if len(data) <= _LONGEST_LINE else safe
+        self._unfinished[stream] = data[end:]
+        return self._cut(self._mask.data(data[:end]))
 
     def _cut(self, data: bytes) -> bytes:
         left = self._limit - self.written
@@ -82,6 +88,11 @@ class Output:
             return b""
         kept = data[:left]
         return kept + b"\n" * (not kept.endswith(b"\n")) + _notice(self._limit).encode()
+
+
+def _end_of_lines(data: bytes, end: int) -> int:
+    """Where the last line that is whole before `end` ends."""
+    return max(data.rfind(b"\n", 0, end), data.rfind(b"\r", 0, end)) + 1
 
 
 def _notice(limit: int) -> str:

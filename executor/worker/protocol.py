@@ -6,9 +6,10 @@ With a frame may come open files (SCM_RIGHTS): as many as its header's `fds` say
 are sealed memory, which a large value travels in; whoever receives a frame closes them.
 
     host → agent    TASK    call, task, module, qualname, environment, env_vars, timeout_s, value      + body
+                            secrets: variables (name → value) and files (path below their folder → value)
                     ANSWER  id, value | error                                                          + body
                     CANCEL  the attempt
-    agent → host    HELLO   version, python, uid, and what is really in force (see `agent.facts`)
+    agent → host    HELLO   version, python, uid, and what is really in force (see `confinement.facts`)
                     LOG     stream, and the bytes as body
                     CALL    id, task, value                                                            + body
                     CANCEL  id; the task does not wait for that call any more, and wants no answer

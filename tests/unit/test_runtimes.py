@@ -37,21 +37,86 @@ def launch(tmp_path: Path) -> Launch:
     )  # fmt: skip
 
 
+def kept(launch: Launch, engine: dockerd.Kind = docker._DOCKER) -> dict[str, Any]:
+    """The HELLO of an agent that finds everything in force."""
+    door: Any = type("Door", (), {"folder": Path("/ctl"), "nonce": "n"})
+    host = docker.plan(launch, door, engine)["host_config"]
+    uid, gid = docker.task_user(engine)
+    return {
+        "pid": 1, "uid": uid, "gid": gid, "groups": [gid] * bool(gid) + [int(each) for each in host["group_add"]],
+        "owner": docker._owner(engine), "capabilities": 0, "capabilities_bounding": 0, "no_new_privileges": True,
+        "seccomp": 2, "memory_limit_bytes": host["mem_limit"], "swap_limit_bytes": 0, "cpu_limit": 1.0,
+        "pids_limit": host["pids_limit"], "root_read_only": True, "interfaces": [],
+        "shm_bytes": -(-host["shm_size"] // 4096) * 4096, "tmp_bytes": docker._tmp_bytes(launch), "tmp_mode": 0o1777,
+        "core": 0, "open_files": host["ulimits"][1]["Hard"],
+        "writable_mounts": [], "writable_places": ["/dev/shm", "/task", "/tmp"],
+    }  # fmt: skip
+
+
 def test_a_memory_limit_is_asked_for_in_whole_pages(launch: Launch) -> None:
     """The kernel rounds down to pages; so do we, and the promise is kept to the byte."""
     door: Any = type("Door", (), {"folder": Path("/ctl"), "nonce": "n"})
     asked = docker.plan(launch, door)["host_config"]["mem_limit"]
     assert asked == 100_000_000 // os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PAGE_SIZE") < 100_000_000
-    uid, gid = docker.task_user()
-    hello = {
-        "pid": 1, "uid": uid, "gid": gid, "capabilities": 0, "no_new_privileges": True, "root_writable": False,
-        "memory_limit_bytes": asked, "writable_mounts": [],
-    }  # fmt: skip
+    hello = kept(launch)
+    assert hello["memory_limit_bytes"] == asked
     assert docker.broken_promises(launch, hello) == []
     assert docker.broken_promises(launch, {**hello, "memory_limit_bytes": 100_003_840}) != []
-    assert docker.broken_promises(launch, {**hello, "writable_mounts": ["/db"]}) == ["`/db` can be written to"]
     unlimited = replace(launch, shape=replace(SHAPE, memory_limit_bytes=None))
-    assert docker.broken_promises(unlimited, {**hello, "memory_limit_bytes": None}) == []
+    assert docker.broken_promises(unlimited, {**kept(unlimited), "memory_limit_bytes": None}) == []
+
+
+@pytest.mark.parametrize(
+    ("seen", "broken"),
+    [
+        ({"pid": 7}, "the agent is not PID 1"),
+        ({"gid": 0}, "tasks run as "),
+        ({"owner": 100999}, "what tasks write belongs to user 100999"),
+        ({"groups": [0]}, "tasks are in root's group"),
+        ({"capabilities": 1}, "capabilities were not dropped"),
+        ({"capabilities_bounding": 0xA80425FB}, "capabilities could be gained again"),
+        ({"no_new_privileges": False}, "`no-new-privileges` is not in force"),
+        ({"seccomp": 0}, "system calls are not filtered (seccomp)"),
+        ({"memory_limit_bytes": None}, "the limit of memory is none, not 99999744 bytes"),
+        ({"swap_limit_bytes": 4096}, "tasks may use swap beside their memory (up to 4096 bytes)"),
+        ({"cpu_limit": 2.0}, "the limit of cores is 2.0, not 1"),
+        ({"cpu_limit": None}, "the limit of cores is none, not 1"),
+        ({"pids_limit": None}, "the limit of processes is none"),
+        ({"root_read_only": False}, "the root file system is writable"),
+        ({"shm_bytes": 64 * 2**20}, "the size of /dev/shm is 67108864"),
+        ({"tmp_bytes": None}, "the size of /tmp is none"),
+        ({"tmp_mode": 0o755}, "not everybody may write to /tmp"),
+        ({"core": -1}, "processes that crash may leave a core file"),
+        ({"open_files": 17}, "the limit of open files is 17, not "),
+        ({"writable_mounts": ["/db"]}, "`/db` can be written to"),
+        ({"writable_places": ["/task", "/tmp", "/etc"]}, "`/etc` can be written to"),
+    ],
+)
+def test_every_promise_that_is_not_kept_is_named(launch: Launch, seen: dict[str, Any], broken: str) -> None:
+    """One fact at a time is other than was asked for, and one sentence says which."""
+    told = docker.broken_promises(launch, {**kept(launch), **seen})
+    assert len(told) == 1
+    assert told[0].startswith(broken)
+
+
+def test_a_network_counts_only_where_there_is_to_be_none(launch: Launch) -> None:
+    """A slot that was asked for without a network, and has one, is refused; and the other way round it does no harm."""
+    seen = {**kept(launch), "interfaces": ["eth0"]}
+    assert docker.broken_promises(launch, seen) == []
+    assert docker.broken_promises(replace(launch, network=False), seen) == ["there is a network (eth0)"]
+    assert docker.broken_promises(replace(launch, network=False), kept(launch)) == []
+
+
+def test_what_tasks_write_in_a_rootless_engine_belongs_to_who_called(launch: Launch) -> None:
+    """In a rootless Docker the one who called is called root; his own id would be another user of this machine."""
+    engine = dockerd.Kind(rootless=True)
+    seen = kept(launch, engine)
+    assert (seen["uid"], seen["owner"]) == (0, os.getuid())
+    assert docker.broken_promises(launch, seen, engine) == []
+    elsewhere = {**seen, "owner": 100000 + os.getuid()}
+    assert docker.broken_promises(launch, elsewhere, engine) == [
+        f"what tasks write belongs to user {100000 + os.getuid()}"
+    ]
 
 
 @pytest.mark.parametrize("lacking", ["folders", "prefix"])
