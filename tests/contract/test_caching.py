@@ -182,7 +182,9 @@ def test_two_runs_at_one_time_make_it_once(run_local: RunLocal, flow: Path, runt
     flow.joinpath("flow.py").write_text(flow.joinpath("flow.py").read_text().replace("sleep(0.1)", "sleep(2)"))
     assert run_local("build", "--runtime", runtime, cwd=flow).code == 0
     started = [run_local.start("many", "--n", "1", "--runtime", runtime, "--json", cwd=flow) for _ in range(2)]
-    found = [json.loads(process.communicate(timeout=300)[0]) for process in started]
+    told = [process.communicate(timeout=300) for process in started]
+    assert [process.returncode for process in started] == [0, 0], told
+    found = [json.loads(stdout) for stdout, _ in told]
     each = sorted(call["status"] for doc in found for call in doc["calls"] if call["task"] == "leaf.grow")
     assert each == ["cached", "succeeded"]
     assert [doc["result"] for doc in found] == [[[0, 0, 0]]] * 2
