@@ -22,7 +22,7 @@ from executor.errors import MachineError
 from executor.events import AttemptEnded, CallCancelled, CallEnded, CallSubmitted, Fact, RunCancelled, RunEnded
 from executor.manifest import EnvironmentEntry, Manifest, Shape, TaskEntry
 from executor.reach import Reach
-from executor.runtimes import Launch
+from executor.runtimes import Launch, Loss
 from executor.scheduling.state import Machine
 from executor.worker import memory, payload
 from executor.worker.protocol import INLINE_BYTES, MAX_HEADER_BYTES, Frame, ProtocolError, close_all, encode
@@ -35,6 +35,7 @@ class FakeSlot:
     """A slot whose agent is the test."""
 
     container = None
+    nonsense = ""
 
     def __init__(self, folder: Path) -> None:
         self.inputs, self.outputs = folder / "inputs", folder / "task" / "outputs"
@@ -97,6 +98,9 @@ class FakeRuntime:
     async def start(self, launch: Launch) -> Any:
         self.started.append(FakeSlot(launch.folder))
         return self.started[-1]
+
+    async def explain_loss(self, slot: Any) -> Loss:
+        return Loss(outcome="lost_agent", why="it was lost")
 
     async def stop(self, slot: Any) -> None:
         self.stopping.set()
@@ -244,7 +248,7 @@ async def test_a_cancel_while_a_lost_slot_is_being_removed(tmp_path: Path) -> No
         await asyncio.sleep(0.01)
         run.runtime.may_stop.set()
         await run.end()
-        assert run.outcomes() == {"1": "lost"}
+        assert run.outcomes() == {"1": "lost_agent"}
 
 
 @script

@@ -78,8 +78,8 @@ def test_closing_docker_hangs_up_on_who_is_left() -> None:
         class Slot:
             def hang_up(self) -> None:
                 hung_up.append("c0ffee")
-                runtime._notice("c0ffee", "die")
-                runtime._notice("c0ffee", "destroy")
+                runtime._notice("c0ffee", "die", "137")
+                runtime._notice("c0ffee", "destroy", "")
 
         slot: Any = Slot()
         container.slot = slot

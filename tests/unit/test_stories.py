@@ -29,4 +29,4 @@ def test_a_story_keeps_its_causes_to_a_depth() -> None:
 def test_an_outcome_says_its_evidence() -> None:
     """How a process ended is part of the message."""
     story = outcome_story("signal", task="a.f", environment="a", call="1.1", evidence={"signal": 11, "exit": None})
-    assert story["message"] == "the task was killed by a signal (signal 11)"
+    assert story["message"] == "the task was killed by SIGSEGV (signal 11)"
