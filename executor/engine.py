@@ -53,7 +53,7 @@ from executor.runtimes import Launch, Runtime
 from executor.runtimes.pool import SlotPool
 from executor.runtimes.slot import Slot
 from executor.scheduling.state import Machine, SchedulerFact, SchedulerState
-from executor.stories import Story, error_story, outcome_story, read_story
+from executor.stories import Story, error_story, outcome_story, read_story, warnings
 from executor.worker import folders, kernel
 from executor.worker.output import LOG_LIMIT_BYTES
 from executor.worker.protocol import Frame, ProtocolError, close_all
@@ -650,6 +650,8 @@ class Engine:
             call.error = {**cause, "traceback": call.error["traceback"], "cause": call.error["cause"]}
         elif outcome not in ("ok", "raised") and call.error is None:
             call.error = self._outcome_story(name, call.task, outcome, evidence=evidence)
+        elif outcome == "raised" and call.error:
+            call.error["why"] = "\n".join(filter(None, [call.error["why"], *warnings(evidence)]))
         self._facts.put_nowait(
             AttemptEnded(
                 call=name,

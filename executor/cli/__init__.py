@@ -103,7 +103,7 @@ def main() -> NoReturn:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # what is still to be said is short
         click.echo("interrupted", err=True)
         _print_error_document("cancelled", what="interrupted", why="", hint="")
-        code = interrupted(_TERMINATED[0] if _TERMINATED else "")
+        code = interrupted()
     except BrokenPipeError:
         _give_up_stdout()
         code = 1
@@ -118,9 +118,9 @@ def main() -> NoReturn:
     sys.exit(code if isinstance(code, int) else 0)
 
 
-def interrupted(by: str) -> int:
-    """The exit code of what a signal ended, as a shell has it; by: its name."""
-    return 128 + (signal.SIGTERM if by == "SIGTERM" else signal.SIGINT)
+def interrupted(by: str = "") -> int:
+    """The exit code of what a signal ended, as a shell has it; by: its name, where it did not come to us."""
+    return 128 + (signal.SIGTERM if "SIGTERM" in (by, *_TERMINATED) else signal.SIGINT)
 
 
 def _terminate(*_: object) -> NoReturn:

@@ -170,7 +170,8 @@ class DockerRuntime:
         self._api = dockerd.connect(patience_s).api
         self._threads = ThreadPoolExecutor(_ENGINE_CALLS_AT_ONCE, thread_name_prefix="docker")
         self._containers: dict[str, _Container] = {}
-        self._lost = ""
+        self._lost = ""  # why the engine was given up
+        self._silent = False  # whether its last request was not answered
         self._returning: asyncio.Task[None] | None = None
         self._remove_dead()
         self._watch = self._make_watch()
@@ -223,10 +224,10 @@ class DockerRuntime:
         container = self._container_of(slot)
         if container is None:
             return Loss(outcome="lost_agent", why="its container is gone")
-        with contextlib.suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(container.died.wait(), _DIES_S)
-        answers = bool(container.events) or await self._ask(_engine_answers)
-        if self._lost or self._returning or not answers:
+        if not self._lost:
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(container.died.wait(), _DIES_S)
+        if self._lost or not (container.events or await self._ask(_engine_answers)):
             return Loss(outcome="lost_engine", why=self._lost or "it does not answer any more")
         return container.explain()
 
@@ -249,21 +250,20 @@ class DockerRuntime:
 
     async def _ask(self, call: Callable[..., T], *args: Any) -> T:
         try:
-            return await self._loop.run_in_executor(self._threads, call, *args)
+            answer = await self._loop.run_in_executor(self._threads, call, *args)
         except MachineError as exc:
-            if exc.facts.get("outcome") == "lost_engine":
-                self._lose(exc.why)
+            self._silent = exc.facts.get("outcome") == "lost_engine"
             raise
+        self._silent = False
+        return answer
 
     def _make_watch(self) -> dockerd.Watch:
         return dockerd.Watch(self._api, f"{dockerd.LABEL}.run={self._run}", self._notice, self._loop)
 
     def _lose(self, why: str) -> None:
-        """The engine is lost: whatever runs on it ends with its line, and nobody waits for word of that."""
+        """Give the engine up: whatever runs on it ends with its line."""
         self._lost = why
         for container in self._containers.values():
-            container.died.set()
-            container.removed.set()
             if container.slot:
                 container.slot.hang_up()
 
@@ -322,7 +322,13 @@ class DockerRuntime:
             dockerd.again(lambda: self._api.start(container))
 
     async def _remove(self, container: _Container) -> None:
-        """See a container gone: by itself, since its agent ends when its socket closes, or else by force."""
+        """See a container gone: by itself, since its agent ends when its socket closes, or else by force.
+
+        Without an engine nobody tells us of the end, and nobody could use force.
+        """
+        if self._lost or self._returning or self._silent:
+            self._containers.pop(container.id, None)
+            return
         try:
             await asyncio.wait_for(container.died.wait(), _DIES_S)
             await asyncio.wait_for(container.removed.wait(), _REMOVED_S)
@@ -332,7 +338,7 @@ class DockerRuntime:
 
     def _force_removal(self, container: str) -> None:
         """Remove a container by its id or name, whatever state it is in."""
-        if not self._lost:
+        if not self._silent:
             with contextlib.suppress(MachineError), dockerd.translated("a container could not be removed"):
                 dockerd.again(lambda: self._api.remove_container(container, force=True, v=True))
 

@@ -189,5 +189,6 @@ def test_a_stranger_removes_the_container(
                 engine.api.remove_container(found["Id"], force=True)
     _, stderr = process.communicate(timeout=ENDS_S)
     assert process.returncode == 1
-    assert "task `root.stays` failed: lost: the task's container was lost" in stderr
-    assert "hint: was it removed by hand, or did the engine stop?" in stderr
+    assert "task `root.stays` failed: lost_agent: what the task ran in was lost" in stderr
+    assert "why: somebody removed its container, or killed it (SIGKILL), through the engine" in stderr
+    assert "│ at work" in stderr

@@ -84,6 +84,7 @@ def test_closing_docker_hangs_up_on_who_is_left() -> None:
         slot: Any = Slot()
         container.slot = slot
         runtime._containers = {"c0ffee": container}
+        runtime._lost, runtime._returning, runtime._silent = "", None, False
         runtime._watch = runtime._threads = runtime._api = type("", (), {"close": print, "shutdown": print})()
         await asyncio.wait_for(runtime.close(), 2)
         assert runtime._containers == {}
