@@ -21,7 +21,7 @@ from executor import machine
 from executor.data.store import full_disk
 from executor.errors import MachineError
 from executor.runtimes import Launch, Loss
-from executor.runtimes.rungs import BUBBLEWRAP, Rung, demand_full
+from executor.runtimes.rungs import Rung, bubblewrap, demand_full
 from executor.runtimes.slot import Door, Slot, agent_config, common_variables, make_folders
 from executor.stories import signal_name
 from executor.worker import kernel
@@ -153,10 +153,11 @@ def _demand_mounted(launch: Launch, hello: dict[str, Any]) -> None:
 def _spawn(launch: Launch, door: Door, rung: Rung) -> subprocess.Popen[bytes]:
     assert launch.prefix is not None
     config = _config(launch, door, rung)
+    shown = [(folder, folder) for folder in config["read_only"]] + config["mounts"]
     agent = [str(launch.prefix / "bin/python"), "-s", "-S", str(launch.library), json.dumps(config)]
     with (launch.folder / "agent.log").open("wb") as log:
         process: subprocess.Popen[bytes] = machine.spawn(
-            [*_wrapped(config), *agent] if rung.name == "bubblewrap" else agent,
+            [*bubblewrap(shown), *agent] if rung.name == "bubblewrap" else agent,
             env=_environment(launch),
             stdin=subprocess.PIPE,  # which closes when we are gone, whatever became of us
             stdout=log,
@@ -165,11 +166,6 @@ def _spawn(launch: Launch, door: Door, rung: Rung) -> subprocess.Popen[bytes]:
             start_new_session=True,
         )
     return process
-
-
-def _wrapped(config: dict[str, Any]) -> list[str]:
-    shown = [(folder, folder) for folder in config["read_only"]] + config["mounts"]
-    return [*BUBBLEWRAP, *(word for source, target in shown for word in ("--ro-bind", source, target)), "--"]
 
 
 def _config(launch: Launch, door: Door, rung: Rung) -> dict[str, Any]:

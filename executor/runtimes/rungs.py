@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,10 +21,8 @@ from executor.worker import kernel
 print(kernel.try_namespaces())
 """
 
-#: A process namespace in which our agent is PID 1, made by a program that may do what we may not. What is mounted
-#: read-only is added to it.
-BUBBLEWRAP = (
-    "bwrap", "--bind", "/", "/", "--dev-bind", "/dev", "/dev", "--proc", "/proc", "--unshare-user-try", "--unshare-pid",
+_BUBBLEWRAP = (
+    "--bind", "/", "/", "--dev-bind", "/dev", "/dev", "--proc", "/proc", "--unshare-user-try", "--unshare-pid",
     "--as-pid-1", "--die-with-parent",
 )  # fmt: skip
 
@@ -67,9 +66,18 @@ def find_rung() -> Rung:
     if not refused:
         return Rung("namespaces")
     refused = "; ".join([refused, *_reasons()])
-    if shutil.which(BUBBLEWRAP[0]) and not _ask([*BUBBLEWRAP, "--", sys.executable, "-I", "-S", "-c", "pass"]):
+    if shutil.which("bwrap") and not _ask([*bubblewrap([]), sys.executable, "-I", "-S", "-c", "pass"]):
         return Rung("bubblewrap", refused)
     return Rung("subreaper", refused)
+
+
+def bubblewrap(read_only: Sequence[tuple[str, str]]) -> list[str]:
+    """Starts a command as PID 1 of a namespace, made by a program that may do what we may not.
+
+    read_only: what is shown read-only, and where
+    """
+    program = shutil.which("bwrap") or "bwrap"
+    return [program, *_BUBBLEWRAP, *(word for each in read_only for word in ("--ro-bind", *each)), "--"]
 
 
 def demand_full(rung: Rung) -> None:

@@ -45,10 +45,14 @@ def _become_first(config: dict[str, Any]) -> bool:
     pid = os.fork()
     if pid:
         _, status = os.waitpid(pid, 0)
-        os._exit(os.WEXITSTATUS(status) if os.WIFEXITED(status) else 128 + os.WTERMSIG(status))
+        os._exit(_exit_code(status))
     kernel.die_with_parent()
     kernel.mount_own_proc()
     return True
+
+
+def _exit_code(status: int) -> int:
+    return os.WEXITSTATUS(status) if os.WIFEXITED(status) else 128 + os.WTERMSIG(status)
 
 
 def _become_supervised() -> None:
@@ -69,14 +73,12 @@ def _become_supervised() -> None:
         os.close(writer)
         kernel.become_subreaper()
         return
-    while True:
-        if 0 in select.select([0, ended], [], [])[0]:
-            break
+    pid, status = 0, 0
+    while not pid and 0 not in select.select([0, ended], [], [])[0]:
         os.read(ended, 4096)
-        if os.waitpid(agent, os.WNOHANG)[0]:
-            break
+        pid, status = os.waitpid(agent, os.WNOHANG)
     kernel.end_descendants()
-    os._exit(0)
+    os._exit(_exit_code(status))
 
 
 def _mount(config: dict[str, Any]) -> None:

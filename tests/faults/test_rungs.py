@@ -57,6 +57,7 @@ FLOW = '''
         agent = os.getppid()
         supervisor = parent_of(agent)
         print("hurting", flush=True)
+        time.sleep(0.5)  # until the agent has passed that on
         if what == "kills its agent":
             os.kill(agent, signal.SIGKILL)
         elif what == "stops its agent":
