@@ -208,7 +208,7 @@ class Watch:
 
     def _listen(self, api: Any, wanted: dict[str, Any]) -> None:
         try:
-            stream = again(lambda: api.events(filters=wanted, decode=True))
+            stream = again(lambda: _subscribe(api, wanted))
         except Exception as exc:  # noqa: BLE001  it is told in the thread that asked
             self._asked.set_exception(exc)
             return
@@ -223,6 +223,12 @@ class Watch:
 
     def _tell(self, container: str, event: str, detail: str) -> None:
         self._notice(container, event, detail)
+
+
+def _subscribe(api: Any, wanted: dict[str, Any]) -> Any:
+    stream = api.events(filters=wanted, decode=True)
+    api._raise_for_status(stream._response)  # which the SDK forgets here: a refusal would look like an event
+    return stream
 
 
 def _knock(address: str) -> None:
