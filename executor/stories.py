@@ -116,7 +116,7 @@ def _tell_oom(evidence: Evidence) -> tuple[str, str, str]:
     if limit:
         grown = f'`Resources(memory=("{amount_text(limit)}", "{amount_text(4 * limit)}"))`'
         more_memory = f'`Resources(memory="{amount_text(2 * limit)}")`'
-        hint = f"ask for more: {more_memory}, or {grown} with `retries=`, to begin with less and go on with more"
+        hint = f"ask for more: {more_memory}, or {grown}, which begins with less and grows when that is too little"
     return f"the task used more memory {more}", "\n".join(why), hint
 
 
@@ -128,7 +128,7 @@ def _tell_timeout(evidence: Evidence) -> tuple[str, str, str]:
 
 
 def _tell_lost_agent(evidence: Evidence) -> tuple[str, str, str]:
-    hint = "it may simply be run again; `retries=` does that by itself"
+    hint = "it is replaced once by itself; `retries=` allows for more"
     return "what the task ran in was lost", str(evidence.get("why", "")), hint
 
 

@@ -227,7 +227,8 @@ class DockerRuntime:
         if not self._lost:
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(container.died.wait(), _DIES_S)
-        answers: bool = bool(container.events) or await self._ask(_engine_answers)
+        told = bool(container.events) and not self._returning  # an engine that stops ends its containers first
+        answers: bool = told or await self._ask(_engine_answers)
         if self._lost or not answers:
             return Loss(outcome="lost_engine", why=self._lost or "it does not answer any more")
         return container.explain()

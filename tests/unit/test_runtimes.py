@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 import subprocess
 import time
 from dataclasses import replace
@@ -153,3 +154,17 @@ def test_an_error_of_the_engine_without_words_has_a_name() -> None:
     """Where the engine says nothing, the class of the error does."""
     assert dockerd._reason(ConnectionError()) == "ConnectionError"
     assert dockerd._reason(ValueError("several\nlines")) == "lines"
+
+
+def test_a_line_keeps_what_no_agent_says() -> None:
+    """It closes, and the reason is there for whoever asks why."""
+
+    async def story() -> str:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            line = Line(ours)
+            theirs.sendall(b"\xff" * 64)
+            assert await asyncio.wait_for(line.receive(), 5) is None
+            return line.nonsense
+
+    assert "is too large" in asyncio.run(story())
