@@ -19,7 +19,9 @@ from executor.errors import ProjectError, UsageError
 @click.option(
     "--runtime", type=click.Choice(["auto", "docker", "process"]), help="Another runtime than that of the run."
 )
-@click.option("--isolation", type=click.Choice(machine.ISOLATIONS), help="Refuse processes that are not isolated fully.")
+@click.option(
+    "--isolation", type=click.Choice(machine.ISOLATIONS), help="Refuse processes that are not isolated fully."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document about the run.")
 @click.option("-v", "--verbose", is_flag=True, help="Show what the tasks print.")
 def resume_command(name: str, runtime: str | None, isolation: str | None, as_json: bool, verbose: bool) -> int:

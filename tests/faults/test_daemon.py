@@ -221,8 +221,12 @@ def test_the_engine_is_killed_in_mid_task(
 def test_the_shim_of_a_container_is_killed(
     elsewhere: Elsewhere, own_engine: OwnEngine, haunted: Path, alive: Alive, token: str
 ) -> None:
-    """The container dies with it; its attempt is lost, and the engine is not blamed."""
+    """The container dies with it; its attempt is lost, the next one too, and the engine is not blamed."""
     process = elsewhere.start("haunt", "--token", token, cwd=haunted)
+    assert process.stderr is not None
+    for pid in own_engine.shims():
+        os.kill(pid, signal.SIGKILL)
+    assert any("haunting" in line for line in process.stderr)
     for pid in own_engine.shims():
         os.kill(pid, signal.SIGKILL)
     stdout, stderr = process.communicate(timeout=ENDS_S)
