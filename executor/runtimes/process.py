@@ -165,6 +165,8 @@ def _spawn(launch: Launch, door: Door, rung: Rung) -> subprocess.Popen[bytes]:
             cwd=launch.folder,
             start_new_session=True,
         )
+    assert process.stdin is not None
+    machine.keep_from_forks(process.stdin)
     return process
 
 

@@ -133,7 +133,9 @@ def test_what_is_no_antibody_is_refused_before_anything_is_predicted(run_local: 
     ubiquitin = tmp_path / "ubiquitin.fasta"
     ubiquitin.write_text(f">ubiquitin\n{UBIQUITIN}\n")
     done = run_local(
-        *("alphafold_workflow", "--runtime", "process", "--json", "--sequence-data", ubiquitin), cwd=ROOT, timeout_s=1800
+        *("alphafold_workflow", "--runtime", "process", "--json", "--sequence-data", ubiquitin),
+        cwd=ROOT,
+        timeout_s=1800,
     )
     assert done.code == 1
     assert "record `ubiquitin` is not an antibody chain" in done.stderr
