@@ -92,6 +92,7 @@ class Options:
 
     runtime: str
     verbose: bool
+    isolation: Optional[str] = None
 
     @overload
     def run(self, task: "Task[P, Coroutine[Any, Any, R]]", /, *args: "P.args", **inputs: "P.kwargs") -> Run[R]: ...
@@ -108,18 +109,21 @@ class Options:
                 hint="pass the function with `@env.task` itself, and its inputs after it: `executor.run(fold, x)`",
             )
         args, inputs = shapes.check_call(shapes.describe_parameters(task.function), args, inputs, task.name)
-        return importlib.import_module(_HOST).start(task, args, inputs, runtime=self.runtime, verbose=self.verbose)
+        options = {"runtime": self.runtime, "verbose": self.verbose, "isolation": self.isolation}
+        return importlib.import_module(_HOST).start(task, args, inputs, **options)
 
 
-def with_options(*, runtime: str = "auto", verbose: bool = False) -> Options:
+def with_options(*, runtime: str = "auto", verbose: bool = False, isolation: Optional[str] = None) -> Options:
     """Start runs in another way: `executor.with_options(runtime="process").run(task, …)`.
 
     runtime: `docker`, `process`, or `auto` for containers, and isolated processes where no engine answers
     verbose: show what the tasks print
+    isolation: `required` refuses to run tasks as processes that are not isolated fully, `auto` does not; without it
+        `RUN_LOCAL_ISOLATION` says which
     """
     if runtime not in _RUNTIMES:
         raise UsageError(f"there is no runtime {runtime!r}", why=f"what there is: {', '.join(_RUNTIMES)}")
-    return Options(runtime, verbose)
+    return Options(runtime, verbose, isolation)
 
 
 @overload

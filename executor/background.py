@@ -32,8 +32,17 @@ from executor.worker import opaque, payload, shapes
 _UNSEEN: dict[str, _Started] = {}
 
 
-def start(task: Task[Any, Any], args: tuple[Any, ...], kwargs: dict[str, Any], *, runtime: str, verbose: bool) -> Any:
+def start(
+    task: Task[Any, Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    *,
+    runtime: str,
+    verbose: bool,
+    isolation: str | None,
+) -> Any:
     """Start a run of a task with inputs that were checked; see `api.run`."""
+    isolation = machine.isolation(isolation)
     file = _file_of(task)
     manifest, entry = describe(f"{file}:{task.name}", file.parent)
     _refuse_changed(task, entry, file)
@@ -42,7 +51,7 @@ def start(task: Task[Any, Any], args: tuple[Any, ...], kwargs: dict[str, Any], *
     chosen, note = runs.choose_runtime(runtime)
     with _as_tasks_know_it(task.__module__, entry.module), scratch_folder(home / "tmp") as scratch:
         inputs = _store_values(Store(home, scratch), args, kwargs, scratch)
-    request = runs.Request(manifest=manifest, task=entry, inputs=inputs, runtime=chosen, home=home)
+    request = runs.Request(manifest=manifest, task=entry, inputs=inputs, runtime=chosen, home=home, isolation=isolation)
     return _Started(request, script=task.__module__, verbose=verbose, note=note)
 
 
@@ -223,7 +232,7 @@ def _failure(view: RunView) -> RunLocalError:
         return RunLocalError(view.error["what"], view.error["why"], view.error["hint"], {"run": view.id})
     story = call.error if call else None
     if story is None:
-        outcome = "cancelled" if view.status == "cancelled" else "lost"
+        outcome = "cancelled" if view.status == "cancelled" else "lost_agent"
         story = outcome_story(outcome, task=view.workflow, environment=view.workflow.partition(".")[0], call="1")
     told = f"`run-local show {view.id}` tells more, `run-local logs {view.id}` what the tasks printed"
     error = TaskError(render_failure(story), hint=told, facts={**story, "run": view.id})

@@ -31,6 +31,7 @@ from executor.events import (
     RunEnded,
     RunStarted,
 )
+from executor.stories import warnings
 
 _LONGEST_LINE = 64 * 2**10
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
@@ -108,7 +109,8 @@ class ConsoleView:
         """Take note of a fact."""
         match fact:
             case RunStarted():
-                self.say(f"run {fact.run} of {fact.workflow} ({fact.runtime})", "bold")
+                isolation = f": {fact.isolation}" if fact.isolation else ""
+                self.say(f"run {fact.run} of {fact.workflow} ({fact.runtime}{isolation})", "bold")
             case EnvironmentReady():
                 self._environment(fact)
             case CallSubmitted():
@@ -146,6 +148,8 @@ class ConsoleView:
         mark, style = ("✓", "green") if fact.outcome == "ok" else ("✗", "red")
         note = "" if fact.outcome in ("ok", "raised") else f" ({fact.outcome})"
         self.say(f"  {mark} {fact.call} {self._tasks[fact.call]} {fact.seconds:.1f} s{note}", style)
+        for warning in warnings(fact.evidence) if fact.outcome == "ok" else ():
+            self.say(f"    {warning}; the task went on", "yellow")
 
     def _call_ended(self, fact: CallEnded) -> None:
         self._waiting.pop(fact.call, None)
@@ -213,9 +217,15 @@ def render_failure(error: Mapping[str, Any]) -> str:
         chain.append(cause)
     first, *callers = reversed(chain)
     lines = [f"task `{first['task']}` failed: {first['code']}: {first['message']}"]
-    lines += [f"  {label}: {first[label]}" for label in ("why", "hint") if first.get(label)]
+    for label in ("why", "hint"):
+        if first.get(label):
+            start = f"  {label}: "
+            lines.append(start + str(first[label]).replace("\n", "\n" + " " * len(start)))
     if first.get("traceback"):
         lines += ["", first["traceback"].rstrip(), ""]
+    elif first.get("log"):
+        said = (printable(line, colours=False) for line in first["log"].rstrip("\n").encode().split(b"\n"))
+        lines += ["  the last that it printed:", *(f"    │ {line}" for line in said)]
     if first.get("environment") and first.get("call"):
         lines += [f"  in environment `{first['environment']}`, call {first['call']}"]
     for inner, caller in zip([first, *callers], callers, strict=False):

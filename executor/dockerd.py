@@ -12,15 +12,17 @@ import os
 import socket
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 import docker
-from docker.errors import DockerException, ImageNotFound
+from docker.errors import APIError, DockerException, ImageNotFound
 from docker.types import Mount
 from requests.exceptions import ConnectionError as NOT_CONNECTED
-from requests.exceptions import RequestException
+from requests.exceptions import RequestException, Timeout
 
 from executor.errors import MachineError
 
@@ -29,9 +31,11 @@ LABEL = "run-local"
 __all__ = [
     "LABEL",
     "NOT_CONNECTED",
+    "APIError",
     "ImageNotFound",
     "Kind",
     "Watch",
+    "again",
     "bind",
     "connect",
     "container",
@@ -42,9 +46,12 @@ __all__ = [
     "translated",
 ]
 
-_EVENTS = ("die", "destroy")
-_PODMANS_NAMES = ("died", "remove")  # by which it filters; it tells of the first by Docker's name all the same
+T = TypeVar("T")
+
+_EVENTS = ("oom", "kill", "die", "destroy")
+_ALSO_CALLED = {"died": "die", "remove": "destroy"}  # by Podman
 _PING_S = 5
+_SUBSCRIBES_S = 25.0
 _REMOVED = 2  # the kind of a change, in the engine's API
 
 
@@ -93,12 +100,28 @@ def translated(doing: str) -> Iterator[None]:
         raise MachineError(
             f"{doing}: the image is not on this machine", why=_reason(exc), hint="`run-local build` makes it again"
         ) from exc
-    except NOT_CONNECTED as exc:
-        raise MachineError(
-            f"{doing}: the Docker engine does not answer any more", why=_reason(exc), hint="is it still running?"
-        ) from exc
+    except (NOT_CONNECTED, Timeout) as exc:
+        raise _lost(doing, _reason(exc)) from exc
     except (DockerException, RequestException) as exc:
         raise MachineError(f"{doing}: the Docker engine did not do it", why=_reason(exc)) from exc
+
+
+def _lost(doing: str, why: str) -> MachineError:
+    what, hint = f"{doing}: the Docker engine does not answer any more", "is it still running?"
+    return MachineError(what, why, hint, {"outcome": "lost_engine"})
+
+
+def again(ask: Callable[[], T]) -> T:
+    """What the engine answers; asked once more where it had a fault of its own. For what may be asked twice only."""
+    try:
+        return ask()
+    except APIError as exc:
+        if not exc.is_server_error():
+            raise
+        try:
+            return ask()
+        except APIError:  # the first tells more: the second may only say that there is nothing any more
+            raise exc from None
 
 
 def describe_engine(client: docker.DockerClient) -> str:
@@ -179,19 +202,26 @@ def bind(source: Path, target: str, *, writable: bool = False) -> Mount:
 
 
 class Watch:
-    """Tells of the end and the removal of containers with a label, on the thread of the running loop.
+    """Tells of the end and the removal of containers with a label, on the thread of a loop.
 
-    notice(container, event): event is `die`, or one that says that the container is gone; when the engine itself is
-    gone, container is empty
+    notice(container, event, detail): event is `oom`, `kill` (detail: which signal somebody had the engine send), `die`
+    (the exit code) or `destroy`; when the engine itself is gone, container is empty
     """
 
-    def __init__(self, api: Any, label: str, notice: Callable[[str, str], None]) -> None:
-        self._loop = asyncio.get_running_loop()
+    def __init__(
+        self, api: Any, label: str, notice: Callable[[str, str, str], None], loop: asyncio.AbstractEventLoop
+    ) -> None:
+        self._loop = loop
         self._notice = notice
-        wanted = {"type": "container", "label": label, "event": [*_EVENTS, *_PODMANS_NAMES]}
-        with translated("the events of the engine cannot be read"):
-            self._stream = api.events(filters=wanted, decode=True)
-        threading.Thread(target=self._read, name="docker events", daemon=True).start()
+        self._asked: Future[Any] = Future()
+        wanted = {"type": "container", "label": label, "event": [*_EVENTS, *_ALSO_CALLED]}
+        threading.Thread(target=self._listen, args=(api, wanted), name="docker events", daemon=True).start()
+        doing = "the events of the engine cannot be read"
+        with translated(doing):
+            try:
+                self._stream = self._asked.result(_SUBSCRIBES_S)
+            except FutureTimeout:  # a stream of events has no time-out of its own
+                raise _lost(doing, f"no answer within {_SUBSCRIBES_S:g} s") from None
 
     def close(self) -> None:
         """Stop to listen."""
@@ -199,15 +229,30 @@ class Watch:
         with contextlib.suppress(Exception):  # the stream may have ended by itself
             self._stream.close()
 
-    def _read(self) -> None:
+    def _listen(self, api: Any, wanted: dict[str, Any]) -> None:
+        try:
+            stream = again(lambda: _subscribe(api, wanted))
+        except Exception as exc:  # noqa: BLE001  it is told in the thread that asked
+            self._asked.set_exception(exc)
+            return
+        self._asked.set_result(stream)
         with contextlib.suppress(Exception):  # whatever ends the stream, the engine is not heard any more
-            for event in self._stream:
-                self._loop.call_soon_threadsafe(self._tell, event["id"], event["Action"])
+            for event in stream:
+                told = event["Actor"]["Attributes"]
+                detail = told.get("signal") or told.get("exitCode") or ""
+                action = _ALSO_CALLED.get(event["Action"], event["Action"])
+                self._loop.call_soon_threadsafe(self._tell, event["id"], action, detail)
         with contextlib.suppress(RuntimeError):  # the loop may be closed
-            self._loop.call_soon_threadsafe(self._tell, "", "gone")
+            self._loop.call_soon_threadsafe(self._tell, "", "gone", "")
 
-    def _tell(self, container: str, event: str) -> None:
-        self._notice(container, event)
+    def _tell(self, container: str, event: str, detail: str) -> None:
+        self._notice(container, event, detail)
+
+
+def _subscribe(api: Any, wanted: dict[str, Any]) -> Any:
+    stream = api.events(filters=wanted, decode=True)
+    api._raise_for_status(stream._response)  # which the SDK forgets here: a refusal would look like an event
+    return stream
 
 
 def _knock(address: str) -> None:

@@ -54,7 +54,7 @@ from executor.runtimes.pool import SlotPool
 from executor.runtimes.slot import Slot
 from executor.scheduling.state import Machine, SchedulerFact, SchedulerState
 from executor.secrets import Secrets
-from executor.stories import Story, error_story, outcome_story, read_story
+from executor.stories import Story, error_story, outcome_story, read_story, warnings
 from executor.worker import folders, kernel
 from executor.worker.output import LOG_LIMIT_BYTES
 from executor.worker.protocol import Frame, ProtocolError, close_all
@@ -63,6 +63,9 @@ Listener = Callable[[Fact], None]
 T = TypeVar("T")
 
 _STORED_AT_ONCE = 4
+_AGENT_LATE_S = 5.0  # an agent that has not stopped its attempt so long after it should have will never do it
+_LAST_LINES = 10
+_LAST_BYTES = 2000
 _MOST_WAITING = 64  # values, to be stored
 _CLAIMED_S = 0.2  # until it is looked whether another run has computed what is wanted, which no event tells
 
@@ -156,11 +159,14 @@ class _Call:
     error: Story | None = None
     raised: tuple[Any, bytes] | None = None  # the exception itself, as a place on the wire and a frame's body
     final: bool = False  # another attempt would be of no use, it says
+    said: bytes = b""  # the last of what it printed
+    fault: str = ""  # why the agent could not go on, or what it said that no agent says
 
     def begin(self, command: StartAttempt) -> None:
         """Forget what an earlier attempt came to."""
         self.attempt, self.shape = command.attempt, command.shape
         self.started, self.error, self.raised, self.final = time.monotonic(), None, None, False
+        self.said, self.fault = b"", ""
         self.made.clear()
         self.given.clear()
 
@@ -178,6 +184,7 @@ class Engine:
         self._computing: dict[str, tuple[str, asyncio.Event]] = {}  # key → the call that is made for it, and its end
         self._attempts: set[asyncio.Task[None]] = set()
         self._threads = ThreadPoolExecutor(_STORED_AT_ONCE, thread_name_prefix="store")
+        self._runtime = runtime
         self._pool = SlotPool(runtime, plan.launch)
         self._ended: dict[str, CallEnded] = {}
         self._references = plan.manifest.referred()
@@ -435,6 +442,13 @@ class Engine:
             call.taking.cancel()
         elif call.slot:
             call.slot.send({"kind": "CANCEL"})
+            asyncio.get_running_loop().call_later(_AGENT_LATE_S, self._insist, call, call.slot)
+
+    @staticmethod
+    def _insist(call: _Call, slot: Slot) -> None:
+        """Give up an agent that does not do what it was told, because somebody stopped it from outside."""
+        if call.slot is slot:
+            slot.hang_up()
 
     def _place(self, call: _Call, value: Value) -> tuple[dict[str, Any], bytes, list[int]]:
         assert call.slot is not None
@@ -449,7 +463,7 @@ class Engine:
         call.begin(command)
         slot = await self._take_slot(name, call)
         if slot is None:
-            self._attempt_ended(name, {"outcome": "rejected" if call.error else "cancelled"})
+            self._attempt_ended(name, {"outcome": call.error["code"] if call.error else "cancelled"})
             return
         call.slot = slot
         limit = call.shape.memory_limit_bytes
@@ -474,7 +488,8 @@ class Engine:
         except asyncio.CancelledError:
             return None
         except MachineError as exc:
-            call.error = error_story(exc, task=call.task.name, environment=environment, call=name, code="rejected")
+            outcome = str(exc.facts.get("outcome", "rejected"))
+            call.error = error_story(exc, task=call.task.name, environment=environment, call=name, code=outcome)
             return None
         finally:
             call.taking = None
@@ -485,19 +500,34 @@ class Engine:
 
     async def _use(self, name: str, call: _Call, slot: Slot) -> tuple[bool, dict[str, Any]]:
         """Run an attempt in its slot: whether the slot can be used again, and the verdict."""
+        verdict = None
+        patience = None if call.terms.timeout_s is None else call.terms.timeout_s + _AGENT_LATE_S
         try:
             self._hand_over(name, call, slot)
-            verdict = await self._serve(name, call, slot)
-        except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError):
-            verdict = None  # what the agent said is not what an agent says
+            verdict = await asyncio.wait_for(self._serve(name, call, slot), patience)
+        except asyncio.TimeoutError:  # another class before Python 3.11
+            return False, {"outcome": "timeout", "by": "host"}
+        except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as exc:
+            call.fault = f"its agent said what no agent says: {exc!r}"
         except ValueRefused as exc:
             call.error = self._error_story(name, exc)
             return False, {"outcome": "raised"}
         except ProtocolError as exc:
             call.error = self._error_story(name, exc)
             return False, {"outcome": "rejected"}
-        usable = verdict is not None and verdict.get("memory_share", 0) <= _MOST_MEMORY_HELD
-        return usable, verdict or {"outcome": "lost"}
+        if verdict is None:
+            return False, await self._loss(call, slot)
+        return verdict.get("memory_share", 0) <= _MOST_MEMORY_HELD, verdict
+
+    async def _loss(self, call: _Call, slot: Slot) -> dict[str, Any]:
+        """The verdict over an attempt whose agent has none."""
+        if call.cancelled.is_set():
+            return {"outcome": "cancelled"}
+        call.fault = call.fault or slot.nonsense
+        if call.fault:
+            return {"outcome": "lost_agent", "why": call.fault}
+        loss = await self._runtime.explain_loss(slot)
+        return {"outcome": loss.outcome, "why": loss.why, **loss.evidence}
 
     def _hand_over(self, name: str, call: _Call, slot: Slot) -> None:
         place, body, fds = self._place(call, call.inputs)
@@ -523,36 +553,44 @@ class Engine:
         results: list[Frame] = []  # the last of them counts
         try:
             while frame := await slot.receive():
-                header, body, fds = frame
-                kind = header["kind"]
+                kind = frame.header["kind"]
                 if kind == "CALL":
                     await self._room_to_store()
                     self._nested(name, call, slot, frame)
-                    continue
-                if kind == "RESULT":
+                elif kind == "RESULT":
                     _drop(results)
                     results.append(frame)
-                    continue
-                close_all(fds)
-                if kind == "LOG":
-                    self._listen(LogWritten(call=name, stream=header["stream"], data=body))
-                elif kind == "CANCEL":
-                    self._abandon(call, header["id"])
-                elif kind == "ERROR":
-                    call.error = read_story(header["error"])
-                    call.raised = (header["value"], body) if "value" in header else None
-                    call.final = bool(header.get("final"))
                 elif kind == "ENDED":
-                    verdict = _checked_verdict(header)
+                    close_all(frame.fds)
+                    verdict = _checked_verdict(frame.header)
                     if results and verdict["outcome"] == "ok":
                         call.preview = _checked_preview(results[0].header["preview"])
                         call.value = self._receive(call, slot, results.pop())
                     return verdict
                 else:
-                    raise ProtocolError(f"an agent sent {kind[:80]!r}")
+                    close_all(frame.fds)
+                    self._hear(name, call, frame)
             return None
         finally:
             _drop(results)
+
+    def _hear(self, name: str, call: _Call, frame: Frame) -> None:
+        """Take a frame that needs no answer."""
+        header, body, _ = frame
+        kind = header["kind"]
+        if kind == "LOG":
+            call.said = _last_of(call.said + body)
+            self._listen(LogWritten(call=name, stream=header["stream"], data=body))
+        elif kind == "CANCEL":
+            self._abandon(call, header["id"])
+        elif kind == "ERROR":
+            call.error = read_story(header["error"])
+            call.raised = (header["value"], body) if "value" in header else None
+            call.final = bool(header.get("final"))
+        elif kind == "FAULT":
+            call.fault = f"its agent could not go on: {header['reason']}"
+        else:
+            raise ProtocolError(f"an agent sent {kind[:80]!r}")
 
     def _receive(self, call: _Call, slot: Slot, frame: Frame) -> Value:
         header, body, fds = frame
@@ -565,16 +603,16 @@ class Engine:
         """A task called another one: make a call of it, or refuse it at once."""
         header = frame.header
         try:
-            number = int(header["id"])
+            number, asked = int(header["id"]), str(header["task"])
         except BaseException:
             close_all(frame.fds)
             raise
         try:
             inputs = self._receive(call, slot, frame)
-            task = self._callable(call.task, str(header["task"]))
+            task = self._callable(call.task, asked)
             terms = self._plan.manifest.terms(task).override(header.get("override", {}))
         except RunLocalError as exc:
-            story = error_story(exc, task=str(header["task"]), code="refused")
+            story = error_story(exc, task=asked, code="refused")
             slot.send({"kind": "ANSWER", "id": number, "error": story})
             return
         call.made[number] = f"{name}.{next(call.children)}"
@@ -608,14 +646,25 @@ class Engine:
 
     def _attempt_ended(self, name: str, verdict: dict[str, Any]) -> None:
         call = self._calls[name]
+        outcome = verdict["outcome"]
         evidence = {key: value for key, value in verdict.items() if key not in ("kind", "outcome")}
-        if verdict["outcome"] not in ("ok", "raised") and call.error is None:
-            call.error = self._outcome_story(name, call.task, verdict["outcome"], evidence=evidence)
+        if outcome == "timeout":
+            evidence["timeout_s"] = call.terms.timeout_s
+        if outcome != "ok":
+            evidence["log"] = call.said.decode(errors="replace")
+        if outcome == "oom" and call.error:  # it met that, and then raised something
+            evidence["then"] = call.error["code"]
+            cause = self._outcome_story(name, call.task, outcome, evidence=evidence)
+            call.error = {**cause, "traceback": call.error["traceback"], "cause": call.error["cause"]}
+        elif outcome not in ("ok", "raised") and call.error is None:
+            call.error = self._outcome_story(name, call.task, outcome, evidence=evidence)
+        elif outcome == "raised" and call.error:
+            call.error["why"] = "\n".join(filter(None, [call.error["why"], *warnings(evidence)]))
         self._facts.put_nowait(
             AttemptEnded(
                 call=name,
                 attempt=call.attempt,
-                outcome=verdict["outcome"],
+                outcome=outcome,
                 seconds=round(time.monotonic() - call.started, 4),
                 evidence=evidence,
                 final=call.final,
@@ -626,7 +675,7 @@ class Engine:
 
     @contextlib.contextmanager
     def _signals(self) -> Any:
-        """The first Ctrl-C or SIGTERM stops the run cleanly; a second one is Python's again, and ends us at once.
+        """The first Ctrl-C or SIGTERM stops the run cleanly; a second one is our caller's again, and ends us at once.
 
         Python takes signals in its main thread only; what runs us in another one has `cancel`.
         """
@@ -634,15 +683,17 @@ class Engine:
             yield
             return
         loop = asyncio.get_running_loop()
+        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        before[signal.SIGINT] = signal.default_int_handler  # asyncio's own cancels, which is what we do already
 
         def stop(number: signal.Signals) -> None:
             self.cancel(number.name)
             give_back()
 
         def give_back() -> None:
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number, handler in before.items():
                 loop.remove_signal_handler(number)
-                signal.signal(number, signal.default_int_handler)
+                signal.signal(number, handler)
 
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, stop, number)
@@ -694,6 +745,12 @@ def _story_of(exc: Exception, *, task: str, environment: str, call: str = "") ->
 def _drop(frames: list[Frame]) -> None:
     while frames:
         close_all(frames.pop().fds)
+
+
+def _last_of(said: bytes) -> bytes:
+    """The last lines of what was printed, and of those no more than can be shown."""
+    lines = said[-_LAST_BYTES:].split(b"\n")
+    return b"\n".join(lines[-_LAST_LINES - 1 :])
 
 
 def _checked_preview(told: dict[str, Any]) -> dict[str, Any]:

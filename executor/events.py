@@ -42,6 +42,7 @@ class RunStarted:
     mounts:  environment → path in it → path on this machine
     target:  what the workflow is found by again: `file.py:environment.task`, from the project's root
     resumes: the run that this one goes on with, or empty
+    isolation: which rung the process runtime has, in words (see `runtimes.rungs`); empty for containers
     """
 
     run: str
@@ -51,6 +52,7 @@ class RunStarted:
     mounts: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     target: str = ""
     resumes: str = ""
+    isolation: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,6 +127,7 @@ class AttemptEnded:
     """An attempt is over and nothing of it is left.
 
     seconds: from its start to its end; final: the task said that another attempt is of no use
+    evidence: what was measured (see `agent._verdict`); of a failure `log`, the last of what it printed, as well
     """
 
     call: str

@@ -20,6 +20,8 @@ from executor.errors import MachineError, UsageError
 from executor.resources import parse_memory
 from executor.worker.output import LOG_LIMIT_BYTES
 
+ISOLATION_VARIABLE = "RUN_LOCAL_ISOLATION"
+ISOLATIONS = ("auto", "required")
 LOG_LIMIT_VARIABLE = "RUN_LOCAL_LOG_LIMIT"
 OFFLINE_VARIABLE = "RUN_LOCAL_OFFLINE"
 
@@ -69,6 +71,14 @@ def log_limit() -> int:
         raise UsageError(f"{LOG_LIMIT_VARIABLE} is `{told}`", why="it is no amount of bytes", hint=exc.hint) from None
 
 
+def isolation(told: str | None = None) -> str:
+    """How well tasks have to be isolated: what was told, else `RUN_LOCAL_ISOLATION`, else `auto`."""
+    wanted = told or os.environ.get(ISOLATION_VARIABLE, "").strip() or ISOLATIONS[0]
+    if wanted not in ISOLATIONS:
+        raise UsageError(f"there is no isolation `{wanted}`", why=f"what there is: {', '.join(ISOLATIONS)}")
+    return wanted
+
+
 def user() -> tuple[int, int]:
     """Our user and group."""
     return os.getuid(), os.getgid()
@@ -77,9 +87,12 @@ def user() -> tuple[int, int]:
 def cores() -> float:
     """The cores that this process may use: its affinity and its control group's quota."""
     available = float(len(os.sched_getaffinity(0)))
-    quota = _read("/sys/fs/cgroup/cpu.max").split()
+    quota = read_setting("/sys/fs/cgroup/cpu.max").split()
     if not quota:
-        quota = [_read("/sys/fs/cgroup/cpu/cpu.cfs_quota_us"), _read("/sys/fs/cgroup/cpu/cpu.cfs_period_us")]
+        quota = [
+            read_setting("/sys/fs/cgroup/cpu/cpu.cfs_quota_us"),
+            read_setting("/sys/fs/cgroup/cpu/cpu.cfs_period_us"),
+        ]
     if len(quota) == 2 and all(part.isdigit() for part in quota) and int(quota[1]):
         available = min(available, int(quota[0]) / int(quota[1]))
     return available
@@ -89,7 +102,7 @@ def memory_bytes() -> int:
     """The memory that this process may use: the hardware's, or less where its control group has a limit."""
     hardware = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        limit = _read(path)
+        limit = read_setting(path)
         if limit.isdigit() and int(limit) < _UNLIMITED:
             hardware = min(hardware, int(limit))
     return hardware
@@ -182,7 +195,8 @@ def _die_with_parent() -> None:
     _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
-def _read(path: str) -> str:
+def read_setting(path: str) -> str:
+    """What a small file of the kernel's says; empty where it cannot be read."""
     try:
         return Path(path).read_text(encoding="ascii").strip()
     except OSError:

@@ -38,6 +38,7 @@ from executor.runtimes import Runtime
 from executor.runtimes.docker import DockerRuntime
 from executor.runtimes.library import worker_library
 from executor.runtimes.process import ProcessRuntime
+from executor.runtimes.rungs import Rung, demand_full, find_rung
 from executor.runtimes.slot import remove_dead_doors
 from executor.scheduling.ranks import ranks
 from executor.scheduling.state import Machine
@@ -56,6 +57,7 @@ class Request:
     run:     the id of the run
     fresh:   take nothing from the cache
     resumes: the run that this one goes on with
+    isolation: `auto`, or `required` where a run is not to begin unless its tasks are isolated fully
     """
 
     manifest: Manifest
@@ -64,6 +66,7 @@ class Request:
     files: Mapping[str, Path] = field(default_factory=dict)
     runtime: RuntimeName
     home: Path
+    isolation: str = "auto"
     run: str = field(default_factory=lambda: _new_id(time.time()))
     fresh: bool = False
     resumes: RunView | None = None
@@ -151,6 +154,7 @@ def run_workflow(request: Request, listen: Listener, progress: Progress, stop: S
     _demand_room(request.manifest, names, offered)
     check_mounts(request.manifest, names, request.runtime, request.home)
     secrets = find_secrets(request.manifest, names, request.runtime, request.home)
+    rung = _find_rung(request)
     log_limit = machine.log_limit()
     specs = [find_spec(request.manifest, name) for name in names]
     home, run, stop = request.home, request.run, Stop() if stop is None else stop
@@ -177,7 +181,7 @@ def run_workflow(request: Request, listen: Listener, progress: Progress, stop: S
         contextlib.ExitStack() as held,
     ):
         store = Store(home, record.folder / "incoming")
-        tell(_started(request, run, names))
+        tell(_started(request, run, names, rung))
         try:
             built = _build(request, specs, held, tell, _checked(progress, stop))
             stop.check()
@@ -209,7 +213,7 @@ def run_workflow(request: Request, listen: Listener, progress: Progress, stop: S
             raise
         else:
             try:
-                asyncio.run(_run(plan, request, store, tell, stop))
+                asyncio.run(_run(plan, request, rung, store, tell, stop))
             except KeyboardInterrupt:
                 tell_end("cancelled")
                 raise
@@ -259,9 +263,9 @@ def result_document(view: RunView) -> Any:
     return resolve(call.preview["json"])
 
 
-async def _run(plan: Plan, request: Request, store: Store, tell: Listener, stop: Stop) -> None:
+async def _run(plan: Plan, request: Request, rung: Rung | None, store: Store, tell: Listener, stop: Stop) -> None:
     runtime: Runtime = (
-        DockerRuntime(request.home, plan.run) if request.runtime == "docker" else ProcessRuntime(request.home)
+        ProcessRuntime(request.home, rung, request.isolation) if rung else DockerRuntime(request.home, plan.run)
     )
     engine = Engine(plan, runtime, store, tell)
     with stop.reaches(engine):
@@ -278,7 +282,17 @@ def _checked(progress: Progress, stop: Stop) -> Progress:
     return tell
 
 
-def _started(request: Request, run: str, names: Sequence[str]) -> RunStarted:
+def _find_rung(request: Request) -> Rung | None:
+    """How processes are isolated here; None for containers. Raises `MachineError` where that is not what is required."""
+    if request.runtime != "process":
+        return None
+    rung = find_rung()
+    if request.isolation == "required":
+        demand_full(rung)
+    return rung
+
+
+def _started(request: Request, run: str, names: Sequence[str], rung: Rung | None) -> RunStarted:
     mounts = {name: request.manifest.environments[name].mounts for name in names}
     return RunStarted(
         run=run,
@@ -288,6 +302,7 @@ def _started(request: Request, run: str, names: Sequence[str]) -> RunStarted:
         mounts={name: {each.target: each.source for each in made} for name, made in mounts.items() if made},
         target=f"{request.task.file}:{request.task.name}",
         resumes=request.resumes.id if request.resumes else "",
+        isolation=rung.describe() if rung else "",
     )
 
 

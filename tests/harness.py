@@ -24,6 +24,26 @@ ROOT = Path(__file__).resolve().parent.parent
 #: In the environment of every process that a test session starts; its value tells sessions apart.
 SESSION_VARIABLE = "RUN_LOCAL_TEST_SESSION"
 
+#: Starts a command below a seccomp filter that refuses new user namespaces, as in a container with the default profile.
+WITHOUT_NAMESPACES = [
+    sys.executable,
+    "-c",
+    """
+import ctypes, os, platform, struct, sys
+unshare, clone = {"x86_64": (272, 56), "aarch64": (97, 220)}[platform.machine()]
+LOAD, EQUAL, ANY, RETURN = 0x20, 0x15, 0x45, 0x06
+program = b"".join(struct.pack("HBBI", *each) for each in (
+    (LOAD, 0, 0, 0), (EQUAL, 4, 0, unshare), (EQUAL, 0, 2, clone), (LOAD, 0, 0, 16), (ANY, 1, 0, 0x10000000),
+    (RETURN, 0, 0, 0x7FFF0000), (RETURN, 0, 0, 0x00050001),
+))
+text = ctypes.create_string_buffer(program)
+libc = ctypes.CDLL(None)
+assert libc.prctl(38, 1, 0, 0, 0) == 0
+assert libc.prctl(22, 2, struct.pack("HxxxxxxP", len(program) // 8, ctypes.addressof(text)), 0, 0) == 0
+os.execv(sys.argv[1], sys.argv[1:])
+""",
+]
+
 #: Starts a command in a network namespace without any interface; empty where that cannot be done.
 WITHOUT_NETWORK = ["unshare", "-n" if os.getuid() == 0 else "-rn"]
 if subprocess.run([*WITHOUT_NETWORK, "true"], capture_output=True, check=False).returncode != 0:
@@ -53,11 +73,15 @@ class Finished:
 
 @dataclass(frozen=True, kw_only=True)
 class RunLocal:
-    """Calls the real command, in an environment of its own; one that fails or hangs does not outlive its test."""
+    """Calls the real command, in an environment of its own; one that fails or hangs does not outlive its test.
+
+    under: the command that it is started by, which restricts it
+    """
 
     home: Path
     variables: Mapping[str, str]
     started: list["subprocess.Popen[str]"]
+    under: Sequence[str] = ()
 
     def __call__(
         self,
@@ -93,7 +117,7 @@ class RunLocal:
         command = Path(sys.executable).with_name("run-local")
         assert command.exists(), f"{command} is missing: run `scripts/setup dev`"
         process = subprocess.Popen(
-            [*wrapped, str(command), *map(str, arguments)],
+            [*self.under, *wrapped, str(command), *map(str, arguments)],
             cwd=cwd,
             env={**self.variables, "RUN_LOCAL_HOME": str(self.home), **(env or {})},
             stdin=subprocess.DEVNULL,

@@ -2,7 +2,7 @@
 
 Anything that is no command is a workflow: its options are made from the signature of the task. Progress goes to
 stderr, the result to stdout. Exit codes: 0 it worked, 1 the workflow failed, 2 the command line is wrong, 3 an
-environment could not be made, 4 this machine cannot do it, 130 interrupted.
+environment could not be made, 4 this machine cannot do it, 130 interrupted (Ctrl-C), 143 by SIGTERM.
 """
 
 from __future__ import annotations
@@ -43,6 +43,8 @@ COMMANDS = {
     "runs": ("executor.cli.records", "List past runs, newest first."),
     "show": ("executor.cli.records", "Show one run: its calls, how each ended, where its outputs are."),
 }
+
+_TERMINATED: list[str] = []  # by a signal other than Ctrl-C: its name
 
 _HELP = """Run Python workflows whose tasks need different environments, each task in its own container.
 
@@ -88,7 +90,7 @@ def _run_local(offline: bool) -> None:
 
 def main() -> NoReturn:
     """The command line: run it, print any error as what, why and what next, and exit with its code."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # it ends us as Ctrl-C does, with nothing left behind
+    signal.signal(signal.SIGTERM, _terminate)
     _open_standard_streams()
     try:
         code = _run_local.main(standalone_mode=False, prog_name="run-local")
@@ -101,7 +103,7 @@ def main() -> NoReturn:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # what is still to be said is short
         click.echo("interrupted", err=True)
         _print_error_document("cancelled", what="interrupted", why="", hint="")
-        code = 130
+        code = interrupted()
     except BrokenPipeError:
         _give_up_stdout()
         code = 1
@@ -114,6 +116,17 @@ def main() -> NoReturn:
     except Exception:  # noqa: BLE001  a bug of ours: no traceback reaches a user, a file does
         code = _print_bug()
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def interrupted(by: str = "") -> int:
+    """The exit code of what a signal ended, as a shell has it; by: its name, where it did not come to us."""
+    return 128 + (signal.SIGTERM if "SIGTERM" in (by, *_TERMINATED) else signal.SIGINT)
+
+
+def _terminate(*_: object) -> NoReturn:
+    """SIGTERM ends us as Ctrl-C does, with nothing left behind."""
+    _TERMINATED.append("SIGTERM")
+    raise KeyboardInterrupt("SIGTERM")
 
 
 def _open_standard_streams() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import platform
 import shutil
-import subprocess
 import sys
 
 import click
@@ -13,9 +12,8 @@ from executor import dockerd, machine
 from executor.cli import print_json
 from executor.environments import indexes
 from executor.errors import MachineError
+from executor.runtimes.rungs import find_rung
 from executor.version import VERSION
-
-_PROBE = "from executor.worker import kernel; print(kernel.enter_namespaces())"
 
 
 @click.command("doctor")
@@ -28,7 +26,7 @@ def doctor_command(as_json: bool) -> None:
         "home": f"{home}, {shutil.disk_usage(home).free / 2**30:.0f} GiB free",
         "machine": f"{machine.cores():g} cores, {machine.memory_bytes() / 2**30:.0f} GiB, glibc {machine.glibc_version()}",
         "docker": _engine(),
-        "process runtime": _rung(),
+        "process runtime": f"{find_rung().describe()}; no memory limit, no file system or user of its own",
         "gpus": _gpus(),
         "package indexes": " ".join(indexes.uv_options()[2:]) or "PyPI",
     }
@@ -48,13 +46,6 @@ def _engine() -> str:
         return dockerd.describe_engine(client)
     finally:
         client.close()
-
-
-def _rung() -> str:
-    done = subprocess.run([sys.executable, "-c", _PROBE], capture_output=True, text=True, check=False)
-    if done.stdout.strip() == "True":
-        return "a process namespace for each slot; no memory limit, no file system of its own"
-    return "the kernel refuses namespaces: descendants are found and killed by hand; no memory limit"
 
 
 def _gpus() -> str:

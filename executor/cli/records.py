@@ -51,7 +51,8 @@ def show_command(run: str, as_json: bool) -> None:
     if as_json:
         print_json(document(view, result))
         return
-    click.echo(f"run {view.id} of {view.workflow} ({view.runtime}): {view.status}, {view.seconds:.1f} s")
+    runtime = f"{view.runtime}: {view.isolation}" if view.isolation else view.runtime
+    click.echo(f"run {view.id} of {view.workflow} ({runtime}): {view.status}, {view.seconds:.1f} s")
     rows = [_row(call) for call in view.calls.values()]
     print_table(rows, "call", "task", "status", "seconds", "cpu s", "peak MiB", "python", "key")
     root = view.root_call

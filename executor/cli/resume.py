@@ -19,9 +19,12 @@ from executor.errors import ProjectError, UsageError
 @click.option(
     "--runtime", type=click.Choice(["auto", "docker", "process"]), help="Another runtime than that of the run."
 )
+@click.option(
+    "--isolation", type=click.Choice(machine.ISOLATIONS), help="Refuse processes that are not isolated fully."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document about the run.")
 @click.option("-v", "--verbose", is_flag=True, help="Show what the tasks print.")
-def resume_command(name: str, runtime: str | None, as_json: bool, verbose: bool) -> int:
+def resume_command(name: str, runtime: str | None, isolation: str | None, as_json: bool, verbose: bool) -> int:
     """Go on with RUN, which failed, was stopped or was killed. `last` is the newest.
 
     A new run begins with the same inputs and today's source. Calls that succeeded are taken over, as long as the code, the
@@ -39,7 +42,7 @@ def resume_command(name: str, runtime: str | None, as_json: bool, verbose: bool)
         )
     manifest, task = describe(view.target, Path(view.root))
     wanted = Wanted(manifest=manifest, task=task, inputs=inputs, resumes=view)
-    return run(wanted, runtime=runtime or view.runtime, as_json=as_json, verbose=verbose)
+    return run(wanted, runtime=runtime or view.runtime, isolation=isolation, as_json=as_json, verbose=verbose)
 
 
 def _inputs(view: RunView, store: Store) -> Value:

@@ -11,14 +11,14 @@ from typing import Any
 import click
 
 from executor import machine, runs
-from executor.cli import inputs, print_json
+from executor.cli import inputs, interrupted, print_json
 from executor.console import ConsoleView, render_failure
 from executor.data.records import RunView
 from executor.data.store import Value
 from executor.describe import describe
 from executor.manifest import Manifest, TaskEntry
 
-_EXIT_CODES = {"succeeded": 0, "failed": 1, "cancelled": 130}
+_EXIT_CODES = {"succeeded": 0, "failed": 1}
 
 
 def workflow_command(name: str) -> click.Command:
@@ -33,6 +33,11 @@ def workflow_command(name: str) -> click.Command:
             help="Containers, or isolated processes where no engine answers.",
         ),
         click.Option(["--no-cache"], is_flag=True, help="Compute anew what the cache holds."),
+        click.Option(
+            ["--isolation"],
+            type=click.Choice(machine.ISOLATIONS),
+            help=f"Refuse to run tasks as processes that are not isolated fully.  [{machine.ISOLATION_VARIABLE}]",
+        ),
         click.Option(["--json", "as_json"], is_flag=True, help="Print one JSON document about the run."),
         click.Option(["-v", "--verbose"], is_flag=True, help="Show what the tasks print."),
     ]
@@ -40,12 +45,14 @@ def workflow_command(name: str) -> click.Command:
     taken = frozenset(name for option in options for name in option.opts)
     theirs = inputs.options(task, taken)
 
-    def callback(runtime: str, no_cache: bool, as_json: bool, verbose: bool, **values: Any) -> int:
+    def callback(
+        runtime: str, isolation: str | None, no_cache: bool, as_json: bool, verbose: bool, **values: Any
+    ) -> int:
         given, files = inputs.read(task, values, taken)
         wanted = Wanted(manifest=manifest, task=task, inputs=given, files=files, fresh=no_cache)
-        return run(wanted, runtime=runtime, as_json=as_json, verbose=verbose)
+        return run(wanted, runtime=runtime, isolation=isolation, as_json=as_json, verbose=verbose)
 
-    assert mine == {"runtime", "no_cache", "as_json", "verbose"}
+    assert mine == {"runtime", "isolation", "no_cache", "as_json", "verbose"}
     return inputs.WorkflowCommand(name, params=[*theirs, *options], callback=callback, help=task.doc or None)
 
 
@@ -61,18 +68,19 @@ class Wanted:
     resumes: RunView | None = None
 
 
-def run(wanted: Wanted, *, runtime: str, as_json: bool, verbose: bool) -> int:
+def run(wanted: Wanted, *, runtime: str, isolation: str | None, as_json: bool, verbose: bool) -> int:
     """Run it with a view of it on stderr, print what it came to, and answer with the exit code."""
+    isolation = machine.isolation(isolation)
     home = machine.home()
     runs.remove_dead(home)
     chosen, note = runs.choose_runtime(runtime)
     with ConsoleView(verbose=verbose) as view:
         if note:
             view.say(note, "yellow")
-        request = runs.Request(**vars(wanted), runtime=chosen, home=home)
+        request = runs.Request(**vars(wanted), runtime=chosen, home=home, isolation=isolation)
         ended = runs.run_workflow(request, view, view.progress)
     _report(ended, as_json)
-    return _EXIT_CODES[ended.status]
+    return interrupted(ended.stopped_by) if ended.status == "cancelled" else _EXIT_CODES[ended.status]
 
 
 def _report(view: RunView, as_json: bool) -> None:

@@ -103,12 +103,16 @@ class RunView:
     target:  what the workflow is found by again, from the project's root
     resumes: the run that this one goes on with, or empty
     error:   why it could not begin, as what, why and hint
+    isolation: which rung the process runtime had, in words
+    stopped_by: who wanted it to stop, such as a signal, by its name
     """
 
     id: str
     folder: Path
     workflow: str = ""
     runtime: str = ""
+    isolation: str = ""
+    stopped_by: str = ""
     root: str = ""
     target: str = ""
     resumes: str = ""
@@ -215,6 +219,7 @@ def _lines(journal: Path) -> Iterator[dict[str, Any]]:
 def _run_started(view: RunView, fact: dict[str, Any]) -> None:
     view.workflow, view.runtime, view.root, view.started = fact["workflow"], fact["runtime"], fact["root"], fact["at"]
     view.target, view.resumes = fact.get("target", ""), fact.get("resumes", "")
+    view.isolation = fact.get("isolation", "")
 
 
 def _environment_ready(view: RunView, fact: dict[str, Any]) -> None:
@@ -255,6 +260,10 @@ def _call_ended(view: RunView, fact: dict[str, Any]) -> None:
     call.raised, call.origin = fact.get("raised"), fact.get("origin")
 
 
+def _run_cancelled(view: RunView, fact: dict[str, Any]) -> None:
+    view.stopped_by = fact["reason"]
+
+
 def _run_ended(view: RunView, fact: dict[str, Any]) -> None:
     view.status, view.seconds, view.error = fact["status"], fact["seconds"], fact.get("error")
 
@@ -267,5 +276,6 @@ _FOLDS: dict[str, Callable[[RunView, dict[str, Any]], None]] = {
     "AttemptStarted": _attempt_started,
     "AttemptEnded": _attempt_ended,
     "CallEnded": _call_ended,
+    "RunCancelled": _run_cancelled,
     "RunEnded": _run_ended,
 }

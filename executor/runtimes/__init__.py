@@ -11,8 +11,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
+from executor.events import Outcome
 from executor.manifest import MountEntry, Shape
 from executor.runtimes.slot import Slot
 from executor.worker.output import LOG_LIMIT_BYTES
@@ -60,13 +61,32 @@ class Launch:
     log_limit: int = LOG_LIMIT_BYTES
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loss:
+    """What became of a slot whose line closed while an attempt ran in it.
+
+    why: in words, as far as it is known; evidence: the same as data
+    """
+
+    outcome: Outcome
+    why: str
+    evidence: Mapping[str, Any] = field(default_factory=dict)
+
+
 class Runtime(Protocol):
-    """Starts slots. Raises nothing but `MachineError`; everything it started is gone after `close`."""
+    """Starts slots. Raises nothing but `MachineError`; everything it started is gone after `close`.
+
+    A `MachineError` that has an `outcome` among its facts ends the attempt with that one instead of `rejected`.
+    """
 
     name: str
 
     async def start(self, launch: Launch) -> Slot:
         """Start a slot and wait until its agent has said HELLO and what was asked for is in force."""
+        ...
+
+    async def explain_loss(self, slot: Slot) -> Loss:
+        """What became of a slot whose line has closed, before it is stopped; within a bounded time."""
         ...
 
     async def stop(self, slot: Slot) -> None:

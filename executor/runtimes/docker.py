@@ -24,8 +24,9 @@ from executor.authoring import SECRET_FILES
 from executor.data.leases import lease_is_held
 from executor.data.store import full_disk
 from executor.errors import MachineError
-from executor.runtimes import Launch
+from executor.runtimes import Launch, Loss
 from executor.runtimes.slot import Door, Slot, agent_config, common_variables, make_folders
+from executor.stories import signal_name
 from executor.worker import kernel
 
 NOBODY = 65534
@@ -45,7 +46,11 @@ _SECRETS_BYTES = 2**20
 _PATIENCE_S = 25
 _ENGINE_CALLS_AT_ONCE = 8
 _DIES_S = 5.0
+_RETURNS_S = 20.0  # an engine that is being started anew, and has kept its containers
+_ASKS_AGAIN_S = 1.0
 _REMOVED_S = 10
+_MOST_EVENTS = 20
+_CONFLICT = 409
 
 
 def task_user(engine: dockerd.Kind = _DOCKER) -> tuple[int, int]:
@@ -259,14 +264,19 @@ class DockerRuntime:
 
     name = "docker"
 
-    def __init__(self, home: Path, run: str) -> None:
-        self._home = home
-        client = dockerd.connect(_PATIENCE_S)
+    def __init__(self, home: Path, run: str, patience_s: int = _PATIENCE_S) -> None:
+        """Start slots of a run. patience_s: how long the engine may take for one request."""
+        self._home, self._run = home, run
+        self._loop = asyncio.get_running_loop()
+        client = dockerd.connect(patience_s)
         self._api, self._engine = client.api, dockerd.kind_of(client)
         self._threads = ThreadPoolExecutor(_ENGINE_CALLS_AT_ONCE, thread_name_prefix="docker")
         self._containers: dict[str, _Container] = {}
+        self._lost = ""  # why the engine was given up
+        self._silent = False  # whether its last request was not answered
+        self._returning: asyncio.Task[None] | None = None
         self._remove_dead()
-        self._watch = dockerd.Watch(self._api, f"{dockerd.LABEL}.run={run}", self._notice)
+        self._watch = self._make_watch()
 
     async def start(self, launch: Launch) -> Slot:
         """Create and start a container, and wait for its agent."""
@@ -278,6 +288,13 @@ class DockerRuntime:
         try:
             with full_disk(f"the socket of a container of `{launch.environment}` cannot be opened"):
                 door.open()
+            if self._lost:
+                raise MachineError(
+                    f"a container of `{launch.environment}` could not be made",
+                    why=f"the Docker engine does not answer any more: {self._lost}",
+                    hint="is it still running?",
+                    facts={"outcome": "lost_engine"},
+                )
             container = await self._make(launch.environment, asked)
             await self._ask(self._start, launch.environment, container.id)
             hello, line = await door.wait_hello(container.died.wait(), lambda: self._ask(self._run_to_its_end, asked))
@@ -302,9 +319,25 @@ class DockerRuntime:
     async def stop(self, slot: Slot) -> None:
         """Hang up, and wait until the engine has removed the container."""
         slot.hang_up()
-        for container in list(self._containers.values()):
-            if container.id[:12] == slot.container:
-                await self._remove(container)
+        if container := self._container_of(slot):
+            await self._remove(container)
+
+    async def explain_loss(self, slot: Slot) -> Loss:
+        """What became of a container whose agent does not answer any more, as the engine tells it."""
+        container = self._container_of(slot)
+        if container is None:
+            return Loss(outcome="lost_agent", why="its container is gone")
+        if not self._lost:
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(container.died.wait(), _DIES_S)
+        told = bool(container.events) and not self._returning  # an engine that stops ends its containers first
+        answers: bool = told or await self._ask(_engine_answers)
+        if self._lost or not answers:
+            return Loss(outcome="lost_engine", why=self._lost or "it does not answer any more")
+        return container.explain()
+
+    def _container_of(self, slot: Slot) -> _Container | None:
+        return next((each for each in self._containers.values() if each.id[:12] == slot.container), None)
 
     async def close(self) -> None:
         """Remove every container that is left."""
@@ -312,6 +345,8 @@ class DockerRuntime:
             if container.slot:
                 container.slot.hang_up()
         await asyncio.gather(*(self._remove(container) for container in list(self._containers.values())))
+        if self._returning:
+            self._returning.cancel()
         self._watch.close()
         self._threads.shutdown()
         self._api.close()
@@ -319,41 +354,88 @@ class DockerRuntime:
     # -- the engine ----------------------------------------------------------------------------------------------------
 
     async def _ask(self, call: Callable[..., T], *args: Any) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._threads, call, *args)
+        try:
+            answer = await self._loop.run_in_executor(self._threads, call, *args)
+        except MachineError as exc:
+            self._silent = exc.facts.get("outcome") == "lost_engine"
+            raise
+        self._silent = False
+        return answer
+
+    def _make_watch(self) -> dockerd.Watch:
+        return dockerd.Watch(self._api, f"{dockerd.LABEL}.run={self._run}", self._notice, self._loop)
+
+    def _lose(self, why: str) -> None:
+        """Give the engine up: whatever runs on it ends with its line."""
+        self._lost = why
+        for container in self._containers.values():
+            if container.slot:
+                container.slot.hang_up()
+
+    async def _wait_for_return(self) -> None:
+        """The engine has closed the stream of its events. It may be back in a moment, with all its containers."""
+        deadline, why = self._loop.time() + _RETURNS_S, ""
+        while self._loop.time() < deadline:
+            await asyncio.sleep(_ASKS_AGAIN_S)
+            try:
+                await self._loop.run_in_executor(self._threads, _demand_engine)
+                self._watch = await self._loop.run_in_executor(self._threads, self._make_watch)
+            except MachineError as exc:
+                why = exc.why
+            else:
+                self._returning = None
+                return
+        self._lose(why)
 
     async def _make(self, environment: str, asked: dict[str, Any]) -> _Container:
         """Create a container; when cancelled meanwhile, wait for its id all the same, and remove it."""
         creating = asyncio.ensure_future(self._ask(self._create, environment, asked))
         try:
-            container = _Container(await asyncio.shield(creating))
+            container = _Container(await asyncio.shield(creating), asked["host_config"]["mem_limit"])
         except asyncio.CancelledError:
             await self._ask(self._force_removal, await creating)
             raise
         self._containers[container.id] = container
         return container
 
-    def _notice(self, container: str, event: str) -> None:
-        """Take note of an event of the engine, on the loop's thread; of all containers when the engine is gone."""
-        known = [self._containers[container]] if container in self._containers else []
-        for each in known or ([] if container else list(self._containers.values())):
-            each.died.set()
-            if event != "die":
-                each.removed.set()
+    def _notice(self, container: str, event: str, detail: str) -> None:
+        """Take note of an event of the engine, on the loop's thread."""
+        if not container:
+            self._returning = asyncio.ensure_future(self._wait_for_return())
+        elif container in self._containers:
+            self._containers[container].notice(event, detail)
 
     def _create(self, environment: str, asked: dict[str, Any]) -> str:
+        """Create a container; once more where the engine failed, which may have made it all the same: names are unique."""
         with dockerd.translated(f"a container of `{environment}` could not be made"):
             host = self._api.create_host_config(**asked["host_config"])
             if self._engine.podman and self._engine.rootless:
                 host["UsernsMode"] = "keep-id"  # which the SDK does not know: so the caller's id means the caller
-            made: str = self._api.create_container(**{**asked, "host_config": host})["Id"]
-            return made
+            arguments = {**asked, "host_config": host}
+            try:
+                return str(self._api.create_container(**arguments)["Id"])
+            except dockerd.APIError as exc:
+                if not exc.is_server_error() and exc.status_code != _CONFLICT:
+                    raise
+            self._force_removal(asked["name"])
+            try:
+                return str(self._api.create_container(**arguments)["Id"])
+            except dockerd.APIError:
+                self._force_removal(asked["name"])
+                raise
 
     def _start(self, environment: str, container: str) -> None:
         with dockerd.translated(f"a container of `{environment}` could not be started"):
-            self._api.start(container)
+            dockerd.again(lambda: self._api.start(container))
 
     async def _remove(self, container: _Container) -> None:
-        """See a container gone: by itself, since its agent ends when its socket closes, or else by force."""
+        """See a container gone: by itself, since its agent ends when its socket closes, or else by force.
+
+        Without an engine nobody tells us of the end, and nobody could use force.
+        """
+        if self._lost or self._returning or self._silent:
+            self._containers.pop(container.id, None)
+            return
         try:
             await asyncio.wait_for(container.died.wait(), _DIES_S)
             await asyncio.wait_for(container.removed.wait(), _REMOVED_S)
@@ -362,8 +444,10 @@ class DockerRuntime:
         self._containers.pop(container.id, None)
 
     def _force_removal(self, container: str) -> None:
-        with contextlib.suppress(MachineError), dockerd.translated("a container could not be removed"):
-            self._api.remove_container(container, force=True, v=True)
+        """Remove a container by its id or name, whatever state it is in."""
+        if not self._silent:
+            with contextlib.suppress(MachineError), dockerd.translated("a container could not be removed"):
+                dockerd.again(lambda: self._api.remove_container(container, force=True, v=True))
 
     def _run_to_its_end(self, asked: dict[str, Any]) -> str:
         """Why an agent did not come up: start the same once more, and read what it prints."""
@@ -385,7 +469,7 @@ class DockerRuntime:
     def _remove_dead(self) -> None:
         """Remove containers whose run-local is gone: those whose lease nobody holds."""
         with dockerd.translated("containers could not be listed"):
-            found = self._api.containers(all=True, filters={"label": f"{dockerd.LABEL}=slot"})
+            found = dockerd.again(lambda: self._api.containers(all=True, filters={"label": f"{dockerd.LABEL}=slot"}))
         for each in found:
             lease = each["Labels"].get(f"{dockerd.LABEL}.lease", "")
             if lease and not lease_is_held(Path(lease)):
@@ -395,8 +479,52 @@ class DockerRuntime:
 class _Container:
     """A container of ours, and what the engine's events said of it."""
 
-    def __init__(self, id: str) -> None:
+    def __init__(self, id: str, memory_limit: int | None = None) -> None:
         self.id = id
         self.slot: Slot | None = None
+        self.events: list[str] = []
         self.died = asyncio.Event()
         self.removed = asyncio.Event()
+        self._memory_limit = memory_limit
+        self._exit = ""
+        self._killed_by = ""
+
+    def notice(self, event: str, detail: str) -> None:
+        """Take note of an event."""
+        if len(self.events) < _MOST_EVENTS:
+            self.events.append(f"{event} {detail}".strip())
+        if event == "kill" and detail.isdigit():
+            self._killed_by = signal_name(int(detail))
+        elif event == "die":
+            self._exit = detail
+            self.died.set()
+        elif event == "destroy":
+            self.died.set()
+            self.removed.set()
+
+    def explain(self) -> Loss:
+        """Why its line closed. An agent that is killed for want of memory cannot tell that itself."""
+        evidence: dict[str, Any] = {"events": list(self.events)}
+        if "oom" in self.events and not self._killed_by:
+            limit = {"memory_limit_bytes": self._memory_limit, "oom_kills": self.events.count("oom")}
+            return Loss(outcome="oom", why="", evidence={**evidence, **limit, "oom_task": True})
+        if self._killed_by:
+            why = f"somebody removed its container, or killed it ({self._killed_by}), through the engine"
+        elif self._exit:
+            why = f"its container ended by itself (exit {self._exit}): nobody asked the engine for that"
+        else:
+            why = "its agent closed the line, and the engine knows of no end of its container"
+        return Loss(outcome="lost_agent", why=why, evidence=evidence)
+
+
+def _demand_engine() -> None:
+    """Raise `MachineError` where no engine answers."""
+    dockerd.connect().close()
+
+
+def _engine_answers() -> bool:
+    try:
+        _demand_engine()
+    except MachineError:
+        return False
+    return True

@@ -66,6 +66,11 @@ class Slot:
         """The next frame of the agent; None when it is gone, or has said what no agent says."""
         return await self._line.receive()
 
+    @property
+    def nonsense(self) -> str:
+        """What the agent said that no agent says, if that is why the line closed."""
+        return self._line.nonsense
+
     def is_alive(self) -> bool:
         """Whether the agent is still there, as far as we have heard."""
         return self._line.is_open()
@@ -89,6 +94,7 @@ class Line:
         self._news = asyncio.Event()
         self._open = True
         self._listens = False
+        self.nonsense = ""
         self._listen()
 
     def send(self, header: dict[str, Any], body: bytes, fds: Sequence[int]) -> None:
@@ -144,7 +150,10 @@ class Line:
             self._ready.extend(self._frames.feed(data, fds))
         except BlockingIOError:
             return
-        except (OSError, ProtocolError):
+        except ProtocolError as exc:
+            self.nonsense = str(exc)
+            data = b""
+        except OSError:
             data = b""
         if not data:
             self.close()

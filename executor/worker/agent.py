@@ -42,6 +42,7 @@ from executor.worker.protocol import (
 from executor.worker.zygote import Zygote
 
 _CHUNK = 64 * 2**10
+_LONGEST_REASON = 2000
 _LONGEST_WAIT_S = 3600.0  # the kernel counts milliseconds in 32 bits
 
 
@@ -62,6 +63,8 @@ class _Attempt:
         self.status: int | None = None
         self.usage: Any = None
         self.oom_kills = kernel.oom_kills()
+        self.memory_peak = kernel.memory_peak()
+        self.pids_refused = kernel.pids_refused()
 
 
 class Agent:
@@ -103,17 +106,25 @@ class Agent:
         self._say({"kind": "HELLO", "version": VERSION, **self._facts()})
         self._selector.register(self._host, selectors.EVENT_READ)
         self._selector.register(self._child_ended, selectors.EVENT_READ)
-        while True:
-            for key, events in self._selector.select(self._patience()):
-                if events & selectors.EVENT_READ:
-                    self._take(key.fileobj)
-                elif self._attempt:
-                    self._pass_on(self._attempt)
-            deadline = self._deadline()
-            if deadline is not None and time.monotonic() >= deadline:
-                self._kill("timeout")
-            if self._attempt and self._attempt.status is not None:
-                self._end(self._attempt)
+        try:
+            while True:
+                self._turn()
+        except Exception as exc:  # noqa: BLE001  whatever it is, nobody else can tell it
+            text = str(exc) if isinstance(exc, ProtocolError) else traceback.format_exc()
+            self._say({"kind": "FAULT", "reason": text[-_LONGEST_REASON:]})
+            self._leave()
+
+    def _turn(self) -> None:
+        for key, events in self._selector.select(self._patience()):
+            if events & selectors.EVENT_READ:
+                self._take(key.fileobj)
+            elif self._attempt:
+                self._pass_on(self._attempt)
+        deadline = self._deadline()
+        if deadline is not None and time.monotonic() >= deadline:
+            self._kill("timeout")
+        if self._attempt and self._attempt.status is not None:
+            self._end(self._attempt)
 
     def _facts(self) -> dict[str, Any]:
         return {
@@ -372,9 +383,7 @@ class Agent:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(-1, signal.SIGKILL)
             return
-        for pid in kernel.descendants(os.getpid()):
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.kill(pid, signal.SIGKILL)
+        kernel.kill_descendants()
 
     def _end(self, attempt: _Attempt) -> None:
         """The child is gone: sweep, pass on what it still had to say, clean up, and tell the host."""
@@ -408,7 +417,7 @@ class Agent:
     def _leave(self) -> NoReturn:
         """The host is gone. As PID 1, exiting kills all that is left."""
         if not self._first:
-            self._sweep()
+            kernel.end_descendants()
         os._exit(0)
 
 
@@ -421,25 +430,40 @@ def _has_children() -> bool:
 
 
 def _verdict(attempt: _Attempt) -> dict[str, Any]:
-    """How an attempt ended, with the evidence: one of ok, raised, exit, signal, oom, timeout, cancelled."""
+    """How an attempt ended, with the evidence: one of ok, raised, exit, signal, oom, timeout, cancelled.
+
+    exit, signal:  of the task's own process, one of them
+    peak_bytes:    the most that one of its processes had in memory; group_peak_bytes: all of the slot, where that rose
+    oom_kills:     processes of the slot that the kernel killed for want of memory meanwhile; oom_task: the task's was one
+    memory_limit_bytes, pids_limit, shm_bytes: what was in force, where it matters
+    pids_refused:  how often a process or thread could not be started because there were too many
+    """
     assert attempt.status is not None
-    outcome, exit_code, killer = attempt.killed_for, None, None
-    if os.WIFSIGNALED(attempt.status):
-        killer = os.WTERMSIG(attempt.status)
-        starved = killer == signal.SIGKILL and kernel.oom_kills() > attempt.oom_kills
-        outcome = outcome or ("oom" if starved else "signal")
-    else:
-        exit_code = os.WEXITSTATUS(attempt.status)
-        outcome = outcome or {"RESULT": "ok", "ERROR": "raised"}.get(attempt.reported, "exit")
-    usage = attempt.usage
-    return {
-        "outcome": outcome,
+    killer = os.WTERMSIG(attempt.status) if os.WIFSIGNALED(attempt.status) else None
+    exit_code = None if killer else os.WEXITSTATUS(attempt.status)
+    oom_kills = kernel.oom_kills() - attempt.oom_kills
+    pids_refused = kernel.pids_refused() - attempt.pids_refused
+    starved = oom_kills > 0 and (killer == signal.SIGKILL or attempt.reported != "RESULT")
+    told = {"RESULT": "ok", "ERROR": "raised"}.get(attempt.reported, "exit")
+    evidence: dict[str, Any] = {
+        "outcome": attempt.killed_for or ("oom" if starved else "signal" if killer else told),
         "exit": exit_code,
         "signal": killer,
-        "cpu_s": round(usage.ru_utime + usage.ru_stime, 4),
-        "peak_bytes": usage.ru_maxrss * 1024,
+        "cpu_s": round(attempt.usage.ru_utime + attempt.usage.ru_stime, 4),
+        "peak_bytes": attempt.usage.ru_maxrss * 1024,
         "output_bytes": attempt.output.written,
     }
+    if kernel.memory_peak() > attempt.memory_peak:
+        evidence["group_peak_bytes"] = kernel.memory_peak()
+    if oom_kills > 0:
+        evidence.update(
+            oom_kills=oom_kills, oom_task=killer == signal.SIGKILL, memory_limit_bytes=kernel.memory_limit()
+        )
+    if pids_refused > 0:
+        evidence.update(pids_refused=pids_refused, pids_limit=kernel.pids_limit())
+    if killer == signal.SIGBUS:
+        evidence["shm_bytes"] = kernel.size_of("/dev/shm")  # noqa: S108
+    return evidence
 
 
 def _empty(folder: str) -> None:

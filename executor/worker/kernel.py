@@ -15,8 +15,11 @@ import resource
 import signal
 import socket
 import struct
+import time
 
 _MOST_OPEN_FILES = 65536
+_ENDS_S = 10.0
+_ROUND_S = 0.002
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
@@ -41,24 +44,56 @@ def die_with_parent() -> None:
     _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
+def outlive_parent() -> None:
+    """Take back `die_with_parent`, also where the parent asked for it."""
+    _libc.prctl(_PR_SET_PDEATHSIG, 0, 0, 0, 0)
+
+
 def become_subreaper() -> bool:
     """Let orphans among our descendants become our children, as they would of PID 1."""
     return bool(_libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) == 0)
 
 
-def enter_namespaces() -> bool:
-    """Make a user, a mount and a process namespace for the children of this process, which stays who it is."""
+def enter_namespaces() -> str:
+    """Make a user, a mount and a process namespace for the children of this process, which stays who it is.
+
+    Answers with what the kernel refused, as the call and its error; an empty text where it refused nothing.
+    """
     uid, gid = os.getuid(), os.getgid()
     if _libc.unshare(CLONE_NEWUSER | CLONE_NEWNS | CLONE_NEWPID) != 0:
-        return False
+        return _refused("unshare")
     try:
         _write("/proc/self/setgroups", "deny")
         _write("/proc/self/uid_map", f"{uid} {uid} 1")
         _write("/proc/self/gid_map", f"{gid} {gid} 1")
-    except OSError:
-        return False
-    _libc.mount(b"none", b"/", None, _MS_REC_PRIVATE, None)  # what is mounted outside from now on stays outside
-    return True
+    except OSError as exc:
+        return f"{exc.filename}: {exc.strerror}"
+    if _libc.mount(b"none", b"/", None, _MS_REC_PRIVATE, None) != 0:
+        return _refused("mount")  # what is mounted outside from now on would be seen inside
+    return ""
+
+
+def try_namespaces() -> str:
+    """What the kernel refuses of a process namespace with a /proc of its own, if anything.
+
+    The calling process is in namespaces of its own afterwards, so it should be made for that.
+    """
+    refused = enter_namespaces()
+    if refused:
+        return refused
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.write(writer, b"" if mount_own_proc() else _refused("mount of /proc").encode())
+        os._exit(0)
+    os.close(writer)
+    os.waitpid(pid, 0)
+    with os.fdopen(reader) as told:
+        return told.read()
+
+
+def _refused(call: str) -> str:
+    return f"{call}: {os.strerror(ctypes.get_errno())}"
 
 
 def mount_own_proc() -> bool:
@@ -134,6 +169,15 @@ def is_read_only(path: str) -> bool:
         return False
 
 
+def size_of(path: str) -> int | None:
+    """How many bytes the file system at a path holds; None where there is nothing."""
+    try:
+        there = os.statvfs(path)
+    except OSError:
+        return None
+    return there.f_blocks * there.f_frsize
+
+
 def _remount_read_only(path: str) -> bool:
     kept = os.statvfs(path).f_flag & _MS_NOSUID_NODEV_NOEXEC  # a namespace may not take them back
     flags = _MS_REMOUNT | _MS_BIND | _MS_RDONLY | kept
@@ -169,11 +213,76 @@ def prefer_as_oom_victim() -> None:
 
 def oom_kills() -> int:
     """How often the kernel has killed something in our control group for want of memory."""
-    for path in ("/sys/fs/cgroup/memory.events", "/sys/fs/cgroup/memory/memory.oom_control"):
-        for line in _read(path).splitlines():
-            if line.startswith("oom_kill "):
-                return int(line.split()[1])
-    return 0
+    told = _of_group("memory.events") or _of_group("memory.oom_control", "memory")
+    return _counted(told, "oom_kill")
+
+
+def pids_refused() -> int:
+    """How often a process or thread could not be started in our control group because there were too many."""
+    return _counted(_of_group("pids.events") or _of_group("pids.events", "pids"), "max")
+
+
+def pids_limit() -> int | None:
+    """How many processes and threads our control group may have; None where nothing limits it."""
+    told = _of_group("pids.max") or _of_group("pids.max", "pids")
+    return int(told) if told.strip().isdigit() else None
+
+
+def memory_limit() -> int | None:
+    """How many bytes our control group may use; None where that is all that the machine has."""
+    told = _of_group("memory.max") or _of_group("memory.limit_in_bytes", "memory")
+    limit = int(told) if told.strip().isdigit() else None
+    return limit if limit is not None and limit < _machine_bytes() else None
+
+
+def memory_peak() -> int:
+    """The most bytes that our control group has ever used; 0 where nobody counts that."""
+    told = _of_group("memory.peak") or _of_group("memory.max_usage_in_bytes", "memory")
+    return int(told) if told.strip().isdigit() else 0
+
+
+def _machine_bytes() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _of_group(name: str, controller: str = "") -> str:
+    """What a file of our control group says; empty where there is none. controller: in version 1, which hierarchy.
+
+    In a container our group is the root of what is mounted; elsewhere it is where /proc says.
+    """
+    for line in _read("/proc/self/cgroup").splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controller in controllers.split(","):
+            base = f"/sys/fs/cgroup/{controller}".rstrip("/")
+            return _read(f"{base}{path.rstrip('/')}/{name}") or _read(f"{base}/{name}")
+    return ""
+
+
+def _counted(told: str, name: str) -> int:
+    return next((int(line.split()[1]) for line in told.splitlines() if line.startswith(f"{name} ")), 0)
+
+
+def end_descendants() -> None:
+    """Kill and collect everything below this process, which has to be a subreaper.
+
+    Gives up on what it may not kill, such as a program that runs as somebody else.
+    """
+    deadline = time.monotonic() + _ENDS_S
+    with contextlib.suppress(ChildProcessError):
+        while time.monotonic() < deadline:
+            kill_descendants()
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
+            time.sleep(_ROUND_S)
+
+
+def kill_descendants() -> None:
+    """Kill everything below this process; all of it is stopped first, because it may be starting others."""
+    found = descendants(os.getpid())
+    for number in (signal.SIGSTOP, signal.SIGKILL):
+        for pid in found:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, number)
 
 
 def descendants(of: int) -> list[int]:

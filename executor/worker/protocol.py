@@ -15,7 +15,8 @@ are sealed memory, which a large value travels in; whoever receives a frame clos
                     CANCEL  id; the task does not wait for that call any more, and wants no answer
                     RESULT  value, preview                                                             + body
                     ERROR   error
-                    ENDED   outcome, exit, usage; the attempt is over and nothing of it is left
+                    ENDED   outcome and evidence (see `agent._verdict`); the attempt is over and nothing of it is left
+                    FAULT   reason; the agent cannot go on, and ends
 
 `value` says where a value lies (see `payload`); `error` is the plain-data story of a failure (see `child`). The same
 frames go between the agent and the child of an attempt. Reading is sans-IO: bytes in, frames out.

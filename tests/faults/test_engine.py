@@ -131,7 +131,7 @@ FLOW = """
         return 5
 
 
-    @root_env.task(retries=1)
+    @root_env.task
     def stays() -> int:
         print("at work", flush=True)
         time.sleep(600)
@@ -178,7 +178,7 @@ def test_a_task_that_needs_no_engine_outlives_it(
 def test_a_stranger_removes_the_container(
     run_local: RunLocal, project: MakeProject, engine: docker.DockerClient, home: Path
 ) -> None:
-    """The attempt is lost, and tried once more where retries are left; the end names the container and what to look at."""
+    """The attempt is lost, and tried once more by itself; the end tells who did it, and the last of the log."""
     root = project({"flow.py": FLOW}, ENVIRONMENTS)
     process = run_local.start("stays", "--runtime", "docker", "-v", "--json", cwd=root)
     assert process.stderr is not None
@@ -189,5 +189,6 @@ def test_a_stranger_removes_the_container(
                 engine.api.remove_container(found["Id"], force=True)
     _, stderr = process.communicate(timeout=ENDS_S)
     assert process.returncode == 1
-    assert "task `root.stays` failed: lost: the task's container was lost" in stderr
-    assert "hint: was it removed by hand, or did the engine stop?" in stderr
+    assert "task `root.stays` failed: lost_agent: what the task ran in was lost" in stderr
+    assert "why: somebody removed its container, or killed it (SIGKILL), through the engine" in stderr
+    assert "│ at work" in stderr

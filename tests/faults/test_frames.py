@@ -24,6 +24,7 @@ from executor.data.store import Store
 from executor.engine import Engine
 from executor.errors import MachineError
 from executor.events import CallEnded
+from executor.runtimes import Loss
 from executor.runtimes import slot as slots
 from executor.runtimes.library import worker_library
 from executor.runtimes.slot import Door, Line, Slot
@@ -85,7 +86,7 @@ HEADERS = st.fixed_dictionaries(
         "value": PLACES | JSON,
         "preview": JSON,
         "error": JSON,
-        "outcome": st.sampled_from(["ok", "raised", "timeout", "lost"]) | SCALARS,
+        "outcome": st.sampled_from(["ok", "raised", "timeout", "lost_agent"]) | SCALARS,
         "stream": st.sampled_from(["stdout", "stderr"]) | SCALARS,
         "override": JSON,
         "memory_share": SCALARS,
@@ -176,6 +177,9 @@ class WildRuntime:
         for name in ("inputs", "task/outputs"):
             (launch.folder / name).mkdir(parents=True)
         return Slot(launch.folder, {}, None, Line(ours))
+
+    async def explain_loss(self, slot: Slot) -> Loss:
+        return Loss(outcome="lost_agent", why="its agent is gone")
 
     async def stop(self, slot: Slot) -> None:
         self.stopped += 1
@@ -393,8 +397,8 @@ def test_a_task_that_talks_nonsense_harms_itself_only(run_local: RunLocal, proje
     told = done.document["result"]
     assert len(told) == 10
     assert {after for _, after in told.values()} == {1}
-    assert told["half a frame"][0] == "lost"
-    assert told["files that did not come"][0] == "lost"
+    assert told["half a frame"][0] == "lost_agent"
+    assert told["files that did not come"][0] == "lost_agent"
     assert told["a folder"][0] == 1
     assert "root:" not in done.stdout
 

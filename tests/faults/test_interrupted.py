@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM at any moment: exit code 130, a word for people, and nothing left."""
+"""Ctrl-C and SIGTERM at any moment: exit code 130 or 143, a word for people, and nothing left."""
 
 from __future__ import annotations
 
@@ -44,9 +44,9 @@ def finish(process: subprocess.Popen[str]) -> Finished:
     return Finished(code=process.returncode, stdout=stdout, stderr=stderr, seconds=0)
 
 
-def demand_clean_end(done: Finished, alive: Alive) -> None:
+def demand_clean_end(done: Finished, alive: Alive, number: signal.Signals = signal.SIGINT) -> None:
     """The promise of every interrupt."""
-    assert done.code == 130, done.stderr
+    assert done.code == 128 + number, done.stderr
     assert "Traceback" not in done.stderr
     assert "Error" not in done.stderr
     assert alive.find() == []
@@ -68,7 +68,7 @@ def test_a_running_task_is_stopped(
     process = start_haunting(run_local, haunted, token, "--runtime", runtime)
     press(process, number)
     done = finish(process)
-    demand_clean_end(done, alive)
+    demand_clean_end(done, alive, number)
     assert f"stopping ({number.name})" in done.stderr
     assert done.document["status"] == "cancelled"
     assert [call["status"] for call in done.document["calls"]] == ["cancelled"] * 3
@@ -76,15 +76,18 @@ def test_a_running_task_is_stopped(
     assert run_local("two", "--runtime", runtime, cwd=haunted).stdout == "2\n"
 
 
-def test_twice_stops_at_once(run_local: RunLocal, haunted: Path, runtime: str, alive: Alive, token: str) -> None:
-    """A second Ctrl-C does not wait for anything, and leaves nothing either."""
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_twice_stops_at_once(
+    run_local: RunLocal, haunted: Path, runtime: str, alive: Alive, token: str, number: signal.Signals
+) -> None:
+    """A second one does not wait for anything, and leaves nothing either."""
     process = start_haunting(run_local, haunted, token, "--runtime", runtime)
-    press(process)
+    press(process, number)
     assert process.stderr is not None
     assert any("stopping" in line for line in process.stderr)
-    press(process)
+    press(process, number)
     done = finish(process)
-    assert done.code == 130, done.stderr
+    assert done.code == 128 + number, done.stderr
     assert "Traceback" not in done.stderr
     assert alive.after(2.0) == []
     assert run_local("two", "--runtime", runtime, cwd=haunted).stdout == "2\n"
@@ -101,7 +104,7 @@ def test_describing(
     wait_for((root / token).exists, "the import began")
     press(process, number)
     done = finish(process)
-    demand_clean_end(done, alive)
+    demand_clean_end(done, alive, number)
     assert done.stderr.strip() == "interrupted"
     assert (done.document["run"], done.document["status"]) == (None, "cancelled")
 
@@ -121,7 +124,7 @@ def test_an_environment_is_being_made(
     press(process, number)
     done = finish(process)
     assert alive.after(2.0) == [], step
-    demand_clean_end(done, alive)
+    demand_clean_end(done, alive, number)
     assert done.document["status"] == "cancelled"
     assert "cancelled after" in done.stderr
     assert list((home / "tmp").iterdir()) == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +15,7 @@ from unittest import mock
 
 import pytest
 
+from executor import engine
 from executor.cache import Cache
 from executor.data.results import Results
 from executor.data.store import Blob, Store, Value
@@ -22,7 +24,7 @@ from executor.errors import MachineError
 from executor.events import AttemptEnded, CallCancelled, CallEnded, CallSubmitted, Fact, RunCancelled, RunEnded
 from executor.manifest import EnvironmentEntry, Manifest, Shape, TaskEntry
 from executor.reach import Reach
-from executor.runtimes import Launch
+from executor.runtimes import Launch, Loss
 from executor.scheduling.state import Machine
 from executor.worker import memory, payload
 from executor.worker.protocol import INLINE_BYTES, MAX_HEADER_BYTES, Frame, ProtocolError, close_all, encode
@@ -35,6 +37,7 @@ class FakeSlot:
     """A slot whose agent is the test."""
 
     container = None
+    nonsense = ""
 
     def __init__(self, folder: Path) -> None:
         self.inputs, self.outputs = folder / "inputs", folder / "task" / "outputs"
@@ -97,6 +100,9 @@ class FakeRuntime:
     async def start(self, launch: Launch) -> Any:
         self.started.append(FakeSlot(launch.folder))
         return self.started[-1]
+
+    async def explain_loss(self, slot: Any) -> Loss:
+        return Loss(outcome="lost_agent", why="it was lost")
 
     async def stop(self, slot: Any) -> None:
         self.stopping.set()
@@ -244,7 +250,7 @@ async def test_a_cancel_while_a_lost_slot_is_being_removed(tmp_path: Path) -> No
         await asyncio.sleep(0.01)
         run.runtime.may_stop.set()
         await run.end()
-        assert run.outcomes() == {"1": "lost"}
+        assert run.outcomes() == {"1": "lost_agent"}
 
 
 @script
@@ -428,6 +434,79 @@ async def test_an_impatient_end_is_an_end(tmp_path: Path) -> None:
         with pytest.raises(MachineError):
             await run.end()
         assert isinstance(run.facts[-1], RunEnded)
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        {"kind": "CALL"},
+        {"kind": "CALL", "id": "x", "task": "leaf.work"},
+        {"kind": "CALL", "id": 1},
+        {"kind": "CALL", "id": [], "task": "leaf.work", "value": {}},
+        {"kind": "LOG"},
+        {"kind": "RESULT"},
+        {"kind": "ENDED"},
+        {"kind": "ENDED", "outcome": "splendid"},
+        {"kind": "FAULT"},
+    ],
+)
+def test_frames_that_make_no_sense_keep_no_file_open(tmp_path: Path, frame: dict[str, Any]) -> None:
+    """The attempt is lost, with what was wrong as the reason; what came with the frame is closed."""
+
+    async def story() -> None:
+        async with running(tmp_path) as run:
+            open_before = 0
+            for number in (1, 2):  # what was lost is replaced once
+                slot = await run.runtime.slot(number)
+                open_before = open_before or len(list(Path("/proc/self/fd").iterdir()))
+                fds = [os.open(os.devnull, os.O_RDONLY) for _ in range(3)]
+                slot.say("RESULT", b"", fds[:1], value={}, preview={})
+                slot.say(**frame, fds=fds[1:])
+                slot.say("ENDED")
+            ended = await run.end()
+            error = ended.error or {}
+            assert (error["code"], "what no agent says" in error["why"]) == ("lost_agent", True)
+            assert len(list(Path("/proc/self/fd").iterdir())) <= open_before
+
+    asyncio.run(asyncio.wait_for(story(), _PATIENCE_S))
+
+
+@script
+async def test_an_agent_that_cannot_go_on_says_why(tmp_path: Path) -> None:
+    """Its own words are the reason, and the last lines of the task are kept."""
+    async with running(tmp_path) as run:
+        for number in (1, 2):  # what was lost is replaced once
+            slot = await run.runtime.slot(number)
+            slot.say("LOG", b"".join(b"%d\n" % number for number in range(30)), stream="stdout")
+            slot.say("FAULT", reason="a task sent HELLO")
+            slot.hang_up()
+        error = (await run.end()).error or {}
+        assert error["why"] == "its agent could not go on: a task sent HELLO"
+        assert error["log"].split() == [str(number) for number in range(20, 30)]
+
+
+@script
+async def test_an_agent_that_stands_still_is_given_up(tmp_path: Path) -> None:
+    """One that does not answer a CANCEL is hung up on, and the attempt counts as cancelled."""
+    async with running(tmp_path) as run:
+        await run.runtime.slot(1)
+        with mock.patch.object(engine, "_AGENT_LATE_S", 0.05):
+            run.cancel()
+            assert (await run.end()).status == "cancelled"
+        assert run.outcomes() == {"1": "cancelled"}
+
+
+@script
+async def test_no_memory_is_the_reason_of_what_came_of_it(tmp_path: Path) -> None:
+    """A task that raises because the kernel has killed its child is told as out of memory, with its own traceback."""
+    async with running(tmp_path) as run:
+        slot = await run.runtime.slot(1)
+        slot.say("ERROR", error={"code": "CalledProcessError", "message": "m", "traceback": "Traceback …"})
+        slot.say("ENDED", outcome="oom", oom_kills=1, oom_task=False, memory_limit_bytes=2**30)
+        error = (await run.end()).error or {}
+        assert (error["code"], error["traceback"]) == ("oom", "Traceback …")
+        assert "the task then ended with CalledProcessError" in error["why"]
+        assert '`Resources(memory="2Gi")`' in error["hint"]
 
 
 def test_the_largest_frame_is_what_it_says() -> None:

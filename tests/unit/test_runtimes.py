@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 import subprocess
 import time
 from dataclasses import replace
@@ -143,12 +144,13 @@ def test_closing_docker_hangs_up_on_who_is_left() -> None:
         class Slot:
             def hang_up(self) -> None:
                 hung_up.append("c0ffee")
-                runtime._notice("c0ffee", "die")
-                runtime._notice("c0ffee", "destroy")
+                runtime._notice("c0ffee", "die", "137")
+                runtime._notice("c0ffee", "destroy", "")
 
         slot: Any = Slot()
         container.slot = slot
         runtime._containers = {"c0ffee": container}
+        runtime._lost, runtime._returning, runtime._silent = "", None, False
         runtime._watch = runtime._threads = runtime._api = type("", (), {"close": print, "shutdown": print})()
         await asyncio.wait_for(runtime.close(), 2)
         assert runtime._containers == {}
@@ -217,3 +219,17 @@ def test_an_error_of_the_engine_without_words_has_a_name() -> None:
     """Where the engine says nothing, the class of the error does."""
     assert dockerd._reason(ConnectionError()) == "ConnectionError"
     assert dockerd._reason(ValueError("several\nlines")) == "lines"
+
+
+def test_a_line_keeps_what_no_agent_says() -> None:
+    """It closes, and the reason is there for whoever asks why."""
+
+    async def story() -> str:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            line = Line(ours)
+            theirs.sendall(b"\xff" * 64)
+            assert await asyncio.wait_for(line.receive(), 5) is None
+            return line.nonsense
+
+    assert "is too large" in asyncio.run(story())
