@@ -47,7 +47,7 @@ _OF_OTHER_PYTHONS = frozenset(
     | {"pipes", "smtpd", "sndhdr", "spwd", "sunau", "symbol", "telnetlib", "tomllib", "uu", "xdrlib"}
 )
 #: Modules that no package of an environment has to provide.
-_EVERYWHERE = sys.stdlib_module_names | _OF_OTHER_PYTHONS | {"__main__", "cloudpickle", "executor"}
+EVERYWHERE = sys.stdlib_module_names | _OF_OTHER_PYTHONS | {"__main__", "cloudpickle", "executor"}
 
 _MOST_HOPS = 20
 _DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
@@ -234,7 +234,7 @@ class Project:
 
     def _is_outside(self, module: str, file: _File) -> bool:
         """Whether a module, by the first part of its name, is neither Python's nor the project's."""
-        if not module or module in _EVERYWHERE:
+        if not module or module in EVERYWHERE:
             return False
         beside = (self._root / file.short).parents  # such a folder may be on sys.path by the user's doing
         places = [*self._roots, *(folder for folder in beside if folder.is_relative_to(self._root))]

@@ -33,7 +33,7 @@ from executor.manifest import Manifest, TaskEntry
 from executor.missing import check_imports
 from executor.mounts import check_mounts
 from executor.network import check_networks
-from executor.reach import reached
+from executor.reach import Code
 from executor.runtimes import Runtime
 from executor.runtimes.docker import DockerRuntime
 from executor.runtimes.library import worker_library
@@ -314,7 +314,7 @@ def _cache(request: Request, store: Store, built: Mapping[str, Built], project: 
         Results(request.home, store),
         manifest=request.manifest,
         keys={name: made.key for name, made in built.items()},
-        reach=lambda task: reached(project, request.manifest.import_roots, task),
+        reach=Code(project, request.manifest.import_roots, request.manifest).reached,
         done=[
             Done(run=request.resumes.id, call=call.id, key=call.call_key, value=call.value, preview=call.preview)
             for call in earlier

@@ -22,7 +22,7 @@ FLOW = """
 
     import helping
 
-    SALT = "{salt}"
+    helping.SALT = "{salt}"
     leaf = executor.TaskEnvironment("leaf", cache="auto")
     root = executor.TaskEnvironment("root", depends_on=[leaf])
 
