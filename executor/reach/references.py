@@ -37,6 +37,7 @@ class Chain(NamedTuple):
 
     is_handed: it is neither called nor only compared, so whoever gets it can look at all of it
     text:      the first argument of the call that it is the function of, where that is a text; None without any argument
+    is_stored: the last attribute is set, and not read
     settings:  names of the other arguments of that call: those that are `True`, and with a `?` those that are not plain
     """
 
@@ -45,6 +46,7 @@ class Chain(NamedTuple):
     is_handed: bool
     text: str | None = ""
     settings: frozenset[str] = frozenset()
+    is_stored: bool = False
 
 
 @dataclass
@@ -133,7 +135,8 @@ class _Reader:
         if not isinstance(head, ast.Name):
             self.read(head)
         elif attributes or isinstance(head.ctx, ast.Load):
-            self._look_up(chain._replace(name=head.id, attributes=tuple(attributes)))
+            is_stored = not isinstance(node.ctx, ast.Load)
+            self._look_up(chain._replace(name=head.id, attributes=tuple(attributes), is_stored=is_stored))
 
     def _look_up(self, chain: Chain) -> None:
         if self._classes and chain.name.startswith("__") and not chain.name.endswith("__"):

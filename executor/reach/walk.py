@@ -265,7 +265,7 @@ class Walk:
             if module.tree is None:
                 raise Unknowable("source", f"{file} cannot be understood")
             found |= self._use(module, name, rest, chain)
-            if not found:
+            if not found and (rest or not chain.is_stored):
                 self._hand_on(path)
 
     def _use(self, module: Module, name: str, rest: tuple[str, ...], chain: Chain) -> bool:

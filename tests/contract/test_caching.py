@@ -22,7 +22,8 @@ FLOW = """
 
     import helping
 
-    helping.SALT = "{salt}"
+    SALT = "{salt}"
+    helping.SALT = SALT  # so that every task reaches it
     leaf = executor.TaskEnvironment("leaf", cache="auto")
     root = executor.TaskEnvironment("root", depends_on=[leaf])
 

@@ -437,6 +437,9 @@ CASES = [
                         "    return subprocess.run([sys.executable, script], capture_output=True).stdout\n",
                       "tool.py": "import lib\nif __name__ == '__main__':\n    print(lib.f())\n", "lib.py": LIB},
          lib=("return 1\n", "return 2\n")),
+    edit("what is beside a name that is new in a module",
+         {"flow.py": "import lib\nlib.new = 1\n" + WORK + "    return lib.f()\n", "lib.py": LIB},
+         changes=False, lib=("return 10\n", "return 20\n")),
     edit("a module that comes between", {"flow.py": "import lib\n" + WORK + "    return lib.f()\n", "lib.py": LIB},
          lib=("def f", "def unused():\n    return 0\n\ndef f"), changes=False),
 ]  # fmt: skip
