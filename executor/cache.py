@@ -3,7 +3,7 @@
     key(task, terms, inputs) ─► find: taken over from the resumed run, or an entry of the cache ─► a value, or None
                               ─► claim, run, keep
 
-The engine asks; nothing here knows of slots or of time. `find`, `learn` and `keep` block.
+The engine asks; nothing here knows of slots or of time. `key`, `find` and `keep` block.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from executor.data.pickles import Name, names_in
 from executor.data.results import Claim, Results, digests, is_whole
 from executor.data.store import Store, Value, ValueRef, open_value, read_value
 from executor.keys import CallKey
@@ -47,7 +48,7 @@ class Cache:
     """The look-ups of one run. Its methods may be called from several threads.
 
     keys:  environment → its key
-    reach: the code that a task reaches
+    reach: the code that a task reaches, with the classes and functions that its inputs name
     done:  calls of a run that is resumed; each is taken over once
     fresh: take nothing from the cache (and keep what is computed)
     """
@@ -59,13 +60,13 @@ class Cache:
         *,
         manifest: Manifest,
         keys: Mapping[str, str],
-        reach: Callable[[TaskEntry], Reach],
+        reach: Callable[[TaskEntry, Iterable[Name]], Reach],
         done: Iterable[Done] = (),
         fresh: bool = False,
     ) -> None:
         self._store, self._results, self._manifest, self._keys = store, results, manifest, keys
         self._reach, self._fresh = reach, fresh
-        self._reached: dict[str, Reach] = {}
+        self._reached: dict[tuple[str, frozenset[Name]], Reach] = {}
         self._lock = threading.Lock()
         self._done: dict[str, list[Done]] = {}
         for each in done:
@@ -83,19 +84,9 @@ class Cache:
         """Whether another call may compute the same just now, so that it is worth to wait for that."""
         return terms.cache.behavior == "auto" and not self._fresh
 
-    def knows(self, task: TaskEntry) -> bool:
-        """Whether the key of a call of this task can be told at once."""
-        return task.name in self._reached
-
-    def learn(self, task: TaskEntry) -> None:
-        """Find out what code a task reaches."""
-        with self._lock:
-            if task.name not in self._reached:
-                self._reached[task.name] = self._reach(task)
-
     def key(self, task: TaskEntry, terms: Terms, inputs: ValueRef) -> CallKey:
-        """The key of a call of a task that it `knows`."""
-        reached = self._reached[task.name]
+        """The key of a call, its inputs being committed; for the first of a task, the source is read."""
+        reached = self._code(task, self._brought(inputs))
         names = sorted({task.environment, *reached.environments} & set(self._keys))
         tasks = {task.name, *reached.tasks}
         entries = {name: self._manifest.environments[name] for name in names}
@@ -138,6 +129,21 @@ class Cache:
     def keep(self, key: CallKey, entry: Mapping[str, Any]) -> None:
         """Keep a result for later."""
         self._results.put(key.digest, {**entry, "key": key.to_json()})
+
+    def _brought(self, inputs: ValueRef) -> frozenset[Name]:
+        """The classes, functions and tasks of the project that inputs name."""
+        tasks = self._manifest.tasks
+        found = {name for name in names_in(self._store, inputs) if name[0] or name[1] in tasks}
+        named = {(tasks[name].module, tasks[name].qualname) if not module else (module, name) for module, name in found}
+        return frozenset(name for name in named if name[0] != "executor" and not name[0].startswith("executor."))
+
+    def _code(self, task: TaskEntry, brought: frozenset[Name]) -> Reach:
+        of = (task.name, brought)
+        if of not in self._reached:
+            with self._lock:
+                if of not in self._reached:
+                    self._reached[of] = self._reach(task, brought)
+        return self._reached[of]
 
     def _open(
         self, told: Mapping[str, Any], preview: Mapping[str, Any] | None, run: str, call: str, *, whole: bool = False

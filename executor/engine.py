@@ -275,10 +275,7 @@ class Engine:
     async def _find_key(self, name: str, call: _Call) -> None:
         """Commit the inputs of a call, and make its key of them."""
         ref = await self._commit(call.inputs)
-        cache = self._plan.cache
-        if not cache.knows(call.task):
-            await self._in_thread(cache.learn, call.task)
-        call.key = cache.key(call.task, call.terms, ref)
+        call.key = await self._in_thread(self._plan.cache.key, call.task, call.terms, ref)
         self._listen(InputsCommitted(call=name, inputs=ref.to_json(), key=call.key.digest))
 
     async def _look_up(self, name: str, call: _Call, submitted: CallSubmitted) -> None:

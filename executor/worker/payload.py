@@ -496,6 +496,17 @@ class _Reader:
         return line
 
 
+def is_payload(data: Any) -> bool:
+    """Whether bytes begin as a payload does."""
+    return bytes(data[:4]) == _MAGIC
+
+
+def pickle_of(data: memoryview) -> bytes:
+    """The pickle in a payload, without its buffers; empty where there is none."""
+    head, parts = _split(data)
+    return b"" if head.get("codec") == "json" else bytes(parts[0])
+
+
 def _split(data: memoryview) -> tuple[dict[str, Any], list[memoryview]]:
     if bytes(data[:4]) != _MAGIC:
         raise ValueError("this is not a value of run-local, or it was damaged")

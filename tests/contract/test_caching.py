@@ -60,6 +60,16 @@ FLOW = """
         return found
 
 
+    @leaf.task
+    def weigh(thing: object) -> int:
+        return thing.weight() if SALT else 0
+
+
+    @root.task
+    def weighed() -> int:
+        return weigh(helping.Thing())
+
+
     @root.task
     def twins() -> list[list[int]]:
         return list(executor.map(grow, [7, 7, 7, 7]))
@@ -95,6 +105,11 @@ HELPING = """
 
     def unused() -> None:
         pass
+
+
+    class Thing:
+        def weight(self) -> int:
+            return 1
 """
 
 
@@ -141,6 +156,15 @@ def test_what_the_task_reaches_changes_the_key_and_nothing_else(run: Any, flow: 
     helping.write_text(helping.read_text().replace("[n] * 3", "[n] * 2"))
     changed = run("many", "--n", "1")
     assert (statuses(changed), changed.document["result"]) == (["succeeded"], [[0, 0]])
+
+
+def test_the_class_of_an_input_is_of_the_key(run: Any, flow: Path) -> None:
+    """The task names it nowhere: it comes with the value, and what its methods do is what the task does."""
+    assert statuses(run("weighed"), "leaf.weigh") == ["succeeded"]
+    assert statuses(run("weighed"), "leaf.weigh") == ["cached"]
+    helping = flow / "helping.py"
+    helping.write_text(helping.read_text().replace("return 1", "return 2"))
+    assert run("weighed").document["result"] == 2
 
 
 def test_variables_are_of_the_key(run: Any) -> None:

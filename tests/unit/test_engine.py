@@ -190,7 +190,7 @@ def _plan(folder: Path, retries: int) -> Plan:
 def _cache(folder: Path, manifest: Manifest) -> Cache:
     store = Store(folder, folder / "incoming")
     reach = Reach({}, "")
-    return Cache(store, Results(folder, store), manifest=manifest, keys={}, reach=lambda _: reach)
+    return Cache(store, Results(folder, store), manifest=manifest, keys={}, reach=lambda *_: reach)
 
 
 @asynccontextmanager
