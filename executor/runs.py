@@ -347,7 +347,7 @@ def _arguments(request: Request) -> dict[str, Any] | None:
     def resolve(doc: Any) -> Any:
         if isinstance(doc, dict):
             key = doc.get("$file")
-            if set(doc) == {"$file"} and key in request.files:
+            if set(doc) == {"$file"} and isinstance(key, str) and key in request.files:
                 return str(request.files[key])
             return {name: resolve(each) for name, each in doc.items()}
         return [resolve(each) for each in doc] if isinstance(doc, list) else doc

@@ -231,8 +231,8 @@ def _timeline(
     for (call, each), place in zip(attempts, places, strict=True):
         until = each.ended if each.ended is not None else end
         times = [round((each.started or 0) - began, 3), round(until - began, 3)]
-        for lane in (place, *(("GPU", 0, gpu) for gpu in each.gpus)):
-            bars.append([lanes[lane], index[call.id], each.number, *times, each.outcome])
+        places_of = (place, *(("GPU", 0, gpu) for gpu in each.gpus))
+        bars += [[lanes[lane], index[call.id], each.number, *times, each.outcome] for lane in places_of]
     kinds = {True: "at once", False: "slot"}
     shown = [["GPU", name[2]] if name[0] == "GPU" else [name[0], f"{kinds[packed]} {name[1]}"] for name in names]
     return shown, bars

@@ -218,6 +218,7 @@
   // -- the timeline --------------------------------------------------------------------------------------------------
 
   const LANE = 22, AXIS = 26;
+  const ROUND = [10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 21600, 43200];
   const FAILED = (outcome) => outcome !== "ok" && outcome !== "";
 
   function drawTimeline() {
@@ -225,6 +226,7 @@
     const view = { from: 0, to: data.span, active: -1 };
     const environments = [...new Set(data.lanes.map((lane) => lane[0]))];
     const order = [...data.bars.keys()].sort((a, b) => data.bars[a][3] - data.bars[b][3] || a - b);
+    const named = environments.filter((name) => name !== "GPU"), swatches = named.map(swatch);
     let labels = 0, scale = 1, colours = {};
 
     const HUES = [197, 258, 155, 42, 292, 95, 220];  // none that looks like a failure
@@ -242,6 +244,7 @@
       for (const name of ["ink", "quiet", "line", "soft", "card", "bad", "accent"]) colours[name] = style.getPropertyValue("--" + name);
       colours.dark = matchMedia("(prefers-color-scheme: dark)").matches && !matchMedia("print").matches;
       labels = width < 520 ? 86 : 168;
+      swatches.forEach((each, number) => each.setAttribute("fill", colour(named[number])));
       draw();
     }
 
@@ -282,7 +285,8 @@
 
     function drawAxis(width, height) {
       const raw = (view.to - view.from) / Math.max(2, (width - labels) / 110), power = 10 ** Math.floor(Math.log10(raw));
-      const step = [1, 2, 5, 10].map((times) => times * power).find((each) => each >= raw);
+      const steps = raw < 10 ? [1, 2, 5, 10].map((times) => times * power) : ROUND;
+      const step = steps.find((each) => each >= raw) ?? Math.ceil(raw / 86400) * 86400;
       const unit = (time) => step >= 1 && time >= 60 ? seconds(time) : +time.toFixed(Math.max(0, -Math.floor(Math.log10(step)))) + " s";
       pen.textAlign = "center";
       for (let time = Math.ceil(view.from / step) * step; time <= view.to; time += step) {
@@ -405,13 +409,17 @@
     addEventListener("resize", resize);
     for (const query of ["(prefers-color-scheme: dark)", "print"]) matchMedia(query).addEventListener("change", resize);
     resize();
-    environments.filter((name) => name !== "GPU").forEach((name) => {
-      const swatch = document.createElementNS("http://www.w3.org/2000/svg", "svg"), box = document.createElementNS("http://www.w3.org/2000/svg", "rect");
-      for (const [key, value] of Object.entries({ width: 10, height: 10, "aria-hidden": "true" })) swatch.setAttribute(key, value);
-      for (const [key, value] of Object.entries({ width: 10, height: 10, rx: 2, fill: colour(name) })) box.setAttribute(key, value);
-      swatch.append(box);
-      byId("legend").append(make("li", {}, swatch, theirs(name)));
-    });
+  }
+
+  /** Adds an environment to the legend; answers with what has its colour. */
+  function swatch(environment) {
+    const [svg, square] = ["svg", "rect"].map((name) => document.createElementNS("http://www.w3.org/2000/svg", name));
+    for (const [key, value] of Object.entries({ width: 10, height: 10 })) { svg.setAttribute(key, value); square.setAttribute(key, value); }
+    svg.setAttribute("aria-hidden", "true");
+    square.setAttribute("rx", 2);
+    svg.append(square);
+    byId("legend").append(make("li", {}, svg, theirs(environment)));
+    return square;
   }
 
   // -- one call ------------------------------------------------------------------------------------------------------
@@ -420,8 +428,8 @@
     return make("section", {}, make("h3", {}, title), ...parts);
   }
 
-  function table(head, rows) {
-    return make("div", { class: "wide", tabindex: "0", role: "region", "aria-label": "table" }, make("table", {},
+  function table(head, rows, kind = "") {
+    return make("div", { class: "wide " + kind, tabindex: "0", role: "region", "aria-label": "table" }, make("table", {},
       make("thead", {}, make("tr", {}, head.map((name) => make("th", { scope: "col" }, name)))),
       make("tbody", {}, rows.map((cells) => make("tr", {}, cells.map((cell) => make("td", {}, cell)))))));
   }
@@ -439,7 +447,7 @@
   }
 
   function value(name, preview, files) {
-    const made = make("div", { class: "value" }, make("p", { class: "name" }, theirs(name)));
+    const made = make("div", { class: "value" }, name ? make("p", { class: "name" }, theirs(name)) : null);
     if ("json" in preview) {
       const rows = asTable(preview.json);
       if (rows) {
@@ -449,10 +457,10 @@
         const named = (key, each) => each && typeof each === "object" && Object.keys(each).length === 1 && Number.isInteger(each.$file) && files?.[each.$file]
           ? "file " + files[each.$file].name : each;
         const text = typeof preview.json === "string" ? preview.json : JSON.stringify(preview.json, named, 2);
-        made.append(block(name, text));
+        made.append(block(name || "Result", text));
       }
     } else {
-      made.append(block(name, preview.text));
+      made.append(block(name || "Result", preview.text));
       if (preview.of) made.append(make("p", { class: "note" }, `the beginning; all of it are ${preview.of} characters of JSON`));
     }
     return made;
@@ -522,7 +530,7 @@
         bytes(found.peak_bytes) + (limit ?? call[LIMIT] ? " of " + bytes(limit ?? call[LIMIT]) : ""),
         [[slot ? "slot " + slot : null, container ? "container " + container.slice(0, 12) : null, ...gpus].filter(Boolean).join(", ") || "–",
           make("small", {}, theirs(evidence(found)))],
-      ]));
+      ]), "attempts");
   }
 
   function open(number) {
@@ -557,7 +565,7 @@
     const given = Object.entries(detail.arguments || {});
     const inputs = make("div", {}, make("h3", {}, "Inputs"), given.length ? given.map(([name, each]) => value(name, each)) : make("p", { class: "note" }, detail.arguments ? "none" : "none, or not in the record"));
     const files = (detail.files || []).filter((each) => each.name);
-    const result = make("div", {}, make("h3", {}, "Result"), detail.value ? value("value", detail.value, detail.files) : make("p", { class: "note" }, "none"), files.map(file));
+    const result = make("div", {}, make("h3", {}, "Result"), detail.value ? value("", detail.value, detail.files) : make("p", { class: "note" }, detail.error ? "none: it failed" : "none"), files.map(file));
     box.append(inputs, result);
     return [box];
   }

@@ -16,7 +16,7 @@ _INVISIBLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u061c\u2028-\u
 
 
 def visible(text: str) -> str:
-    """A text in which nothing is hidden: what has no sign of its own, or turns the line around, stands as `\\u202e`."""
+    """A text in which nothing is hidden: what has no sign of its own, or turns the line around, stands as its number."""
     return _INVISIBLE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
@@ -62,13 +62,11 @@ def render_bytes(size: float | None) -> str:
     """An amount of memory: `812 B`, `3.1 MiB`."""
     if size is None:
         return "–"
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if size < 1024:
-            break
+    units = ["B", "KiB", "MiB", "GiB", "TiB"]
+    while size >= 1024 and len(units) > 1:
         size /= 1024
-    else:
-        unit = "TiB"
-    return f"{size:.0f} {unit}" if unit == "B" or size >= 100 else f"{size:.1f} {unit}"
+        del units[0]
+    return f"{size:.0f} {units[0]}" if units[0] == "B" or size >= 100 else f"{size:.1f} {units[0]}"
 
 
 def render_time(at: float) -> str:
