@@ -12,6 +12,7 @@ import base64
 import contextlib
 import hashlib
 import json
+import math
 import os
 import secrets
 import time
@@ -96,4 +97,17 @@ def _digest(text: str) -> str:
 
 def _embed(doc: Any) -> str:
     """JSON that can stand in a script element: nothing in it can end that, or begin a comment."""
-    return json.dumps(doc, separators=(",", ":")).replace("<", "\\u003c")
+    try:
+        text = json.dumps(doc, separators=(",", ":"), allow_nan=False)
+    except ValueError:
+        text = json.dumps(_finite(doc), separators=(",", ":"))
+    return text.replace("<", "\\u003c")
+
+
+def _finite(doc: Any) -> Any:
+    """The same with the numbers that JSON does not know as texts; Python's JSON, and so a journal, may hold them."""
+    if isinstance(doc, dict):
+        return {name: _finite(each) for name, each in doc.items()}
+    if isinstance(doc, (list, tuple)):
+        return [_finite(each) for each in doc]
+    return str(doc) if isinstance(doc, float) and not math.isfinite(doc) else doc

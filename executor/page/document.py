@@ -273,16 +273,17 @@ class _Details:
 
     def _call(self, call: CallView) -> dict[str, Any]:
         most = _MOST_OF_THE_RESULT if call.parent is None else _MOST_OF_A_VALUE
-        arguments = call.arguments or {}
         made: dict[str, Any] = {
             "attempts": [self._attempt(each) for each in call.history],
             "logs": self._logs(call),
-            "arguments": {name: self._value(each, most) for name, each in arguments.items()},
             "value": self._value(call.preview, most) if call.preview else None,
             "files": self._files(call),
             "error": call.error,
         }
-        return {name: value for name, value in made.items() if value or name == "attempts"}
+        told = {name: value for name, value in made.items() if value or name == "attempts"}
+        if call.arguments is not None:
+            told["arguments"] = {name: self._value(each, most) for name, each in call.arguments.items()}
+        return told
 
     def _attempt(self, attempt: AttemptView) -> list[Any]:
         began = self._view.started

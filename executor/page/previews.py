@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import csv
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ MOST_PICTURES = 16 * 2**20
 _MOST_OF_A_TEXT = 8 * 2**10
 _MOST_ROWS = 50
 
+_LARGE = re.compile(r"\d{16}")
 _PICTURES = {b"\x89PNG\r\n\x1a\n": "image/png", b"\xff\xd8\xff": "image/jpeg", b"GIF8": "image/gif"}
 
 
@@ -23,8 +25,15 @@ def shorten(preview: Mapping[str, Any], most: int) -> tuple[dict[str, Any], int]
         return {"text": str(preview.get("text", ""))[:most]}, min(most, len(str(preview.get("text", ""))))
     text = json.dumps(preview["json"], ensure_ascii=False)
     if len(text) <= most:
-        return {"json": preview["json"]}, len(text)
+        return {"json": _exact(preview["json"], text)}, len(text)
     return {"text": text[:most], "of": len(text)}, most
+
+
+def _exact(doc: Any, text: str) -> Any:
+    """A document in which whole numbers that a browser would round are texts."""
+    if not _LARGE.search(text):
+        return doc
+    return json.loads(text, parse_int=lambda digits: digits if _LARGE.search(digits) else int(digits))
 
 
 class Pictures:

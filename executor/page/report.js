@@ -110,10 +110,11 @@
     grid.active = Math.max(0, grid.rows.indexOf(before));
     byId("found").textContent = isTree() ? "" : `${grid.rows.length} of ${calls.length}`;
     byId("fold").disabled = !isTree() || grid.down;
-    byId("grid").setAttribute("aria-rowcount", String(grid.rows.length + 1));
+    scroller.setAttribute("aria-rowcount", String(grid.rows.length + 1));
     render();
   }
 
+  const seen = () => scroller.clientHeight - byId("head").offsetHeight;
   const rowHeight = () => (matchMedia("(max-width: 52rem)").matches ? 56 : 36);
 
   function row(at) {
@@ -144,7 +145,7 @@
     const height = rowHeight();
     sizer.style.height = grid.rows.length * height + "px";
     const first = grid.printing ? 0 : Math.max(0, Math.floor(scroller.scrollTop / height) - 6);
-    const last = grid.printing ? MOST_PRINTED : Math.ceil((scroller.scrollTop + scroller.clientHeight) / height) + 6;
+    const last = grid.printing ? MOST_PRINTED : Math.ceil((scroller.scrollTop + seen()) / height) + 6;
     const made = [];
     for (let at = first; at < Math.min(last, grid.rows.length); at++) made.push(row(at));
     if (grid.printing && grid.rows.length > MOST_PRINTED) {
@@ -165,14 +166,14 @@
     grid.active = Math.max(0, Math.min(grid.rows.length - 1, to));
     const height = rowHeight(), top = grid.active * height;
     if (top < scroller.scrollTop) scroller.scrollTop = top;
-    else if (top + height > scroller.scrollTop + scroller.clientHeight) scroller.scrollTop = top + height - scroller.clientHeight;
+    else if (top + height > scroller.scrollTop + seen()) scroller.scrollTop = top + height - seen();
     render();
   }
 
   function gridKey(event) {
     const number = grid.rows[grid.active];
-    if (number === undefined || event.ctrlKey || event.metaKey || event.altKey) return;
-    const page = Math.max(1, Math.floor(scroller.clientHeight / rowHeight()) - 1);
+    if (event.target !== scroller || number === undefined || event.ctrlKey || event.metaKey || event.altKey) return;
+    const page = Math.max(1, Math.floor(seen() / rowHeight()) - 1);
     const steps = { ArrowDown: 1, ArrowUp: -1, PageDown: page, PageUp: -page, Home: -Infinity, End: Infinity };
     if (event.key in steps) move(grid.active + steps[event.key]);
     else if (event.key === "Enter" || event.key === " ") location.hash = "call=" + calls[number][ID];
@@ -263,7 +264,8 @@
       pen.beginPath();
       pen.rect(labels, 0, width - labels, height);
       pen.clip();
-      data.bars.forEach(drawBar);
+      data.bars.forEach((bar) => FAILED(bar[5]) || drawBar(bar));
+      data.bars.forEach((bar) => FAILED(bar[5]) && drawBar(bar));  // seen, also among thousands
       if (view.active >= 0) outline(data.bars[view.active]);
       pen.restore();
       data.lanes.forEach(([environment, slot], lane) => {
@@ -299,7 +301,7 @@
 
     function place(bar) {
       const from = Math.max(x(bar[3]), labels - 4), to = Math.min(x(bar[4]), box.clientWidth + 4);
-      return [from, AXIS + bar[0] * LANE + 4, Math.max(to - from, 2), LANE - 8];
+      return [from, AXIS + bar[0] * LANE + 4, Math.max(to - from, FAILED(bar[5]) ? 5 : 2), LANE - 8];
     }
 
     function drawBar(bar) {
@@ -446,10 +448,17 @@
     return [names.map(theirs), doc.slice(0, 200).map((each) => names.map((name) => cell(each[name])))];
   }
 
+  /** The parts of an object, where one of them is a table. */
+  function withTables(doc) {
+    const parts = doc && typeof doc === "object" && !Array.isArray(doc) ? Object.entries(doc) : [];
+    return parts.length <= 20 && parts.some(([, each]) => asTable(each)) ? parts : null;
+  }
+
   function value(name, preview, files) {
     const made = make("div", { class: "value" }, name ? make("p", { class: "name" }, theirs(name)) : null);
     if ("json" in preview) {
-      const rows = asTable(preview.json);
+      const rows = asTable(preview.json), parts = withTables(preview.json);
+      if (parts) return make("div", {}, made, parts.map(([part, each]) => value(part, { json: each }, files)));
       if (rows) {
         made.append(table(...rows));
         if (preview.json.length > 200) made.append(make("p", { class: "note" }, `the first 200 of ${preview.json.length}`));
@@ -553,7 +562,8 @@
       const first = inner.slice(0, 100).map((each) => make("li", {}, make("a", { href: "#call=" + calls[each][ID] }, calls[each][ID]), " ", theirs(task(calls[each])), " ", status(calls[each][STATUS])));
       parts.push(section(`Calls that it made: ${inner.length}`, make("ul", {}, first, inner.length > 100 ? make("li", {}, `and ${inner.length - 100} more`) : null)));
     }
-    const made = data.environments[task(call).split(".")[0]];
+    const environment = task(call).split(".")[0];
+    const made = Object.hasOwn(data.environments, environment) ? data.environments[environment] : null;
     const asked = Object.entries(data.shapes[call[SHAPE]]).map(([name, each]) => `${name.replace(/_bytes$/, "").replace(/_/g, " ")} ${name.endsWith("bytes") ? bytes(each) : each}`);
     parts.push(section("Asked for", make("p", {}, asked.join(" · ") || "–"), made ? make("p", { class: "note" }, `Python ${made[0]}, environment key `, make("code", {}, made[1].slice(0, 12))) : null));
     body.replaceChildren(...parts);
@@ -563,7 +573,7 @@
 
   function values(detail, box) {
     const given = Object.entries(detail.arguments || {});
-    const inputs = make("div", {}, make("h3", {}, "Inputs"), given.length ? given.map(([name, each]) => value(name, each)) : make("p", { class: "note" }, detail.arguments ? "none" : "none, or not in the record"));
+    const inputs = make("div", {}, make("h3", {}, "Inputs"), given.length ? given.map(([name, each]) => value(name, each)) : make("p", { class: "note" }, detail.arguments ? "none were given" : "they are not in the record"));
     const files = (detail.files || []).filter((each) => each.name);
     const result = make("div", {}, make("h3", {}, "Result"), detail.value ? value("", detail.value, detail.files) : make("p", { class: "note" }, detail.error ? "none: it failed" : "none"), files.map(file));
     box.append(inputs, result);
@@ -571,7 +581,7 @@
   }
 
   function follow() {
-    const wanted = decodeURIComponent(location.hash).match(/^#call=(.+)$/);
+    const wanted = location.hash.match(/^#call=([\d.]+)$/);
     const number = wanted ? numberOf.get(wanted[1]) : undefined;
     if (number !== undefined) open(number);
     else if (byId("call").open) byId("call").close();

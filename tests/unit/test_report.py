@@ -349,6 +349,14 @@ def test_files_are_shown_as_what_they_are(told: Told, tmp_path: Path) -> None:
     assert "picture" not in false
 
 
+def test_numbers_are_what_they_were(told: Told, tmp_path: Path) -> None:
+    """Those that a browser would round, or could not read at all, are texts."""
+    numbers = [2**63, 12, float("nan"), float("-inf"), 0.5]
+    told.started().called("1", None, arguments={"x": {"json": numbers}})
+    page = render_page(read_run(tmp_path, RUN), tmp_path)
+    assert '"arguments":{"x":{"json":["9223372036854775808",12,"nan","-inf",0.5]}}' in page
+
+
 def test_large_values_are_cut_and_say_so(told: Told, tmp_path: Path) -> None:
     """A page does not grow with what tasks return."""
     told.started().called("1", None).called("1.1", "1", "leaf.fold")
