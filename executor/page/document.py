@@ -5,6 +5,7 @@ Everything in it is bounded: a run of ten thousand calls still opens at once, an
 
 from __future__ import annotations
 
+import collections
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -55,7 +56,7 @@ def describe_run(view: RunView, home: Path, *, now: float) -> Document:
         "sign": _SIGNS.get(view.status, "·"),
         "seconds": view.seconds if view.status not in ("running", "interrupted") else max(0.0, end - view.started),
         "now": now,
-        "counts": _counts(calls),
+        "counts": _counts(view),
         "totals": _totals(calls),
         "failure": _failure(view, index),
         "tasks": _tasks(calls),
@@ -67,7 +68,7 @@ def describe_run(view: RunView, home: Path, *, now: float) -> Document:
         "run": view.id,
         "span": round(max(end - view.started, 0.001), 3),
         "tasks": tasks,
-        "calls": [[*_row(call, index, numbers, view.started), shapes.index(_asked(call))] for call in calls],
+        "calls": [_row(view, call, index, numbers, shapes) for call in calls],
         "shapes": shapes,
         "environments": {made: [each["python"], each["key"]] for made, each in view.environments.items()},
         "lanes": lanes,
@@ -76,14 +77,16 @@ def describe_run(view: RunView, home: Path, *, now: float) -> Document:
     return Document(shown=shown, data=data, details=_Details(view, home, end).describe(calls))
 
 
-def _row(call: CallView, index: Mapping[str, int], tasks: Mapping[str, int], began: float) -> list[Any]:
+def _row(
+    view: RunView, call: CallView, index: Mapping[str, int], tasks: Mapping[str, int], shapes: list[dict[str, Any]]
+) -> list[Any]:
     """One call for the script, in the order that it knows."""
-    started, ended = call.started, call.ended
+    began, started, ended = view.started, call.started, call.ended
     return [
         call.id,
         index.get(call.parent or "", -1),
         tasks[call.task],
-        call.status,
+        _status(view, call),
         round(call.submitted - began, 3),
         None if started is None else round(started - began, 3),
         None if ended is None else round(ended - began, 3),
@@ -92,7 +95,13 @@ def _row(call: CallView, index: Mapping[str, int], tasks: Mapping[str, int], beg
         call.evidence.get("peak_bytes"),
         _limit(call),
         call.attempts,
+        shapes.index(_asked(call)),
     ]
+
+
+def _status(view: RunView, call: CallView) -> str:
+    """How far a call has come; nothing runs in a run whose process was killed."""
+    return "interrupted" if view.status == "interrupted" and call.status in ("running", "waiting") else call.status
 
 
 def _asked(call: CallView) -> dict[str, Any]:
@@ -114,9 +123,10 @@ def _machine(host: Mapping[str, Any]) -> str:
     return f"{host['cores']:g} cores, {render_bytes(host['memory_bytes'])}"
 
 
-def _counts(calls: list[CallView]) -> list[tuple[str, int]]:
-    order = ("failed", "cancelled", "running", "waiting", "succeeded", "cached")
-    return [(status, n) for status in order if (n := sum(call.status == status for call in calls))]
+def _counts(view: RunView) -> list[tuple[str, int]]:
+    found = collections.Counter(_status(view, call) for call in view.calls.values())
+    order = ("failed", "cancelled", "interrupted", "running", "waiting", "succeeded", "cached")
+    return [(status, found[status]) for status in order if found[status]]
 
 
 def _totals(calls: list[CallView]) -> dict[str, Any]:

@@ -9,7 +9,7 @@
   const details = () => (detailsRead ??= read("details"));
 
   const [ID, PARENT, TASK, STATUS, SUBMITTED, STARTED, ENDED, SECONDS, CPU, PEAK, LIMIT, ATTEMPTS, SHAPE] = Array(13).keys();
-  const SIGNS = { succeeded: "✓", cached: "≡", failed: "✗", cancelled: "⊘", running: "▶", waiting: "·" };
+  const SIGNS = { succeeded: "✓", cached: "≡", failed: "✗", cancelled: "⊘", running: "▶", waiting: "·", interrupted: "⚠" };
   const calls = data.calls;
   const numberOf = new Map(calls.map((call, number) => [call[ID], number]));
   const task = (call) => data.tasks[call[TASK]];
@@ -289,7 +289,7 @@
       const raw = (view.to - view.from) / Math.max(2, (width - labels) / 110), power = 10 ** Math.floor(Math.log10(raw));
       const steps = raw < 10 ? [1, 2, 5, 10].map((times) => times * power) : ROUND;
       const step = steps.find((each) => each >= raw) ?? Math.ceil(raw / 86400) * 86400;
-      const unit = (time) => step >= 1 && time >= 60 ? seconds(time) : +time.toFixed(Math.max(0, -Math.floor(Math.log10(step)))) + " s";
+      const unit = (time) => step >= 1 && time >= 60 ? seconds(time).replace(/ 00 (s|min)$/, "") : +time.toFixed(Math.max(0, -Math.floor(Math.log10(step)))) + " s";
       pen.textAlign = "center";
       for (let time = Math.ceil(view.from / step) * step; time <= view.to; time += step) {
         pen.fillStyle = colours.line;
@@ -345,9 +345,9 @@
     }
 
     function told(bar) {
-      const call = calls[bar[1]], running = bar[5] === "" ? "still running" : bar[5] === "ok" ? "ok" : bar[5];
+      const call = calls[bar[1]], outcome = bar[5] || (call[STATUS] === "running" ? "still running" : call[STATUS]);
       const again = call[ATTEMPTS] > 1 ? `, attempt ${bar[2]}` : "";
-      return make("span", {}, make("strong", {}, `${call[ID]} ${task(call)}`), `${again}: ${running}, from +${seconds(bar[3])}, for ${seconds(bar[4] - bar[3])}, waited ${seconds(waited(call))}`);
+      return make("span", {}, make("strong", {}, `${call[ID]} ${task(call)}`), `${again}: ${outcome}, from +${seconds(bar[3])}, for ${seconds(bar[4] - bar[3])}, waited ${seconds(waited(call))}`);
     }
 
     function at(event) {
@@ -401,7 +401,11 @@
       return null;
     }
 
-    box.addEventListener("pointermove", (event) => { const found = at(event); if (found !== view.active) say(found); });
+    let pointed = null;
+    box.addEventListener("pointermove", (event) => {
+      if (!pointed) requestAnimationFrame(() => { const found = at(pointed); pointed = null; if (found !== view.active) say(found); });
+      pointed = event;
+    });
     box.addEventListener("click", (event) => { const found = at(event); if (found >= 0) location.hash = "call=" + calls[data.bars[found][1]][ID]; });
     box.addEventListener("keydown", step);
     box.addEventListener("focus", () => { if (view.active < 0 && order.length && box.matches(":focus-visible")) say(order[0]); });
@@ -535,7 +539,7 @@
     const call = calls[number];
     return table(["Attempt", "Outcome", "Began", "Ran", "CPU", "Memory", "Where"], detail.attempts.map(
       ([at, from, until, outcome, container, slot, gpus, limit, found]) => [
-        String(at), outcome || "running", from === null ? "not at all" : "+" + seconds(from), seconds(from === null || until === null ? null : until - from), seconds(found.cpu_s),
+        String(at), outcome || call[STATUS], from === null ? "not at all" : "+" + seconds(from), seconds(from === null || until === null ? null : until - from), seconds(found.cpu_s),
         bytes(found.peak_bytes) + (limit ?? call[LIMIT] ? " of " + bytes(limit ?? call[LIMIT]) : ""),
         [[slot ? "slot " + slot : null, container ? "container " + container.slice(0, 12) : null, ...gpus].filter(Boolean).join(", ") || "–",
           make("small", {}, theirs(evidence(found)))],

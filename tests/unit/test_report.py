@@ -238,7 +238,8 @@ def test_a_run_whose_process_was_killed(told: Told, tmp_path: Path) -> None:
     """Nobody knows how it would have ended; it ran at least until the last that is known of it."""
     told.started().called("1", None)
     assert "The run was interrupted" in shown(tmp_path).text
-    assert embedded(tmp_path, "data")["span"] == 3.0
+    data = embedded(tmp_path, "data")
+    assert (data["span"], data["calls"][0][3]) == (3.0, "interrupted")
 
 
 def test_records_of_earlier_versions_can_be_shown(tmp_path: Path) -> None:
