@@ -43,8 +43,8 @@ from executor.runtimes.slot import remove_dead_doors
 from executor.scheduling.ranks import ranks
 from executor.scheduling.state import Machine
 from executor.secrets import find_secrets
-from executor.worker import folders
 from executor.version import VERSION
+from executor.worker import folders
 from executor.worker.payload import dump_json
 
 RuntimeName = Literal["docker", "process"]
@@ -342,7 +342,9 @@ def _host(runtime: RuntimeName) -> dict[str, Any]:
 def _arguments(request: Request) -> dict[str, Any] | None:
     """The previews of the inputs, by name; a file of the user's stands as its path."""
     if isinstance(request.inputs, Value):
-        return dict(request.arguments) if request.arguments else None
+        if request.resumes and request.resumes.root_call:
+            return request.resumes.root_call.arguments
+        return dict(request.arguments) if request.arguments is not None else None
 
     def resolve(doc: Any) -> Any:
         if isinstance(doc, dict):

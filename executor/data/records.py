@@ -96,6 +96,7 @@ class CallView:
     key:    of its environment; call_key is that of the call (see `keys`), once its inputs are stored
     origin: where the value of a cached call was computed: the `run` and the `call`
     submitted, ended: seconds since the epoch; shape: what was asked for (see `manifest.Shape`)
+    waiting:   what it waited for last, in words, or empty
     history:   its attempts; arguments: their previews, by name, where they were recorded
     """
 
@@ -120,6 +121,7 @@ class CallView:
     submitted: float = 0.0
     ended: float | None = None
     shape: dict[str, Any] = field(default_factory=dict)
+    waiting: str = ""
     arguments: dict[str, Any] | None = None
     history: list[AttemptView] = field(default_factory=list)
 
@@ -300,6 +302,10 @@ def _inputs_committed(view: RunView, fact: dict[str, Any]) -> None:
     call.inputs, call.call_key = fact["inputs"], fact["key"]
 
 
+def _call_waiting(view: RunView, fact: dict[str, Any]) -> None:
+    view.calls[fact["call"]].waiting = fact["reason"]
+
+
 def _attempt_started(view: RunView, fact: dict[str, Any]) -> None:
     call = view.calls[fact["call"]]
     call.status, call.attempts, call.container = "running", fact["attempt"], fact["container"]
@@ -336,6 +342,7 @@ _FOLDS: dict[str, Callable[[RunView, dict[str, Any]], None]] = {
     "EnvironmentReady": _environment_ready,
     "CallSubmitted": _call_submitted,
     "InputsCommitted": _inputs_committed,
+    "CallWaiting": _call_waiting,
     "AttemptStarted": _attempt_started,
     "AttemptEnded": _attempt_ended,
     "CallEnded": _call_ended,

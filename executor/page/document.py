@@ -289,6 +289,8 @@ class _Details:
             "value": self._value(call.preview, most) if call.preview else None,
             "files": self._files(call),
             "error": call.error,
+            "origin": call.origin,
+            "waiting": call.waiting,
         }
         told = {name: value for name, value in made.items() if value or name == "attempts"}
         if call.arguments is not None:

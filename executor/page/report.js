@@ -552,6 +552,8 @@
     byId("call-title").replaceChildren(theirs(task(call)), make("small", {}, "call " + call[ID]));
     const parts = [make("p", {}, status(call[STATUS]), ` · waited ${seconds(waited(call))} · ran ${seconds(call[SECONDS])}`)];
     if (parent) parts.push(make("p", {}, "called by ", make("a", { href: "#call=" + parent[ID] }, parent[ID] + " ", theirs(task(parent)))));
+    if (detail.waiting) parts.push(make("p", {}, (call[STARTED] === null ? "it waits: " : "it waited: "), theirs(detail.waiting)));
+    if (detail.origin) parts.push(make("p", {}, `not computed: run ${detail.origin.run} did, in its call ${detail.origin.call}`));
     if (detail.error) parts.push(failure(detail.error));
     if (detail.attempts.length) parts.push(section("Attempts", attempts(number, detail)));
     parts.push(...values(detail, make("div", { class: "values" })));

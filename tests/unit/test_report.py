@@ -24,6 +24,7 @@ from executor.events import (
     AttemptStarted,
     CallEnded,
     CallSubmitted,
+    CallWaiting,
     EnvironmentReady,
     LogWritten,
     RunEnded,
@@ -320,6 +321,16 @@ def test_long_logs_are_cut_and_say_so(tmp_path: Path) -> None:
     text, _ = read_tail(log, 10**6)
     assert text == "x" * 4000 + "\x1b[0m … and 46008 more characters\n100%"
     assert read_tail(tmp_path / "none.log", 10) == ("", 0)
+
+
+def test_calls_say_why_they_waited_and_who_computed_them(told: Told, tmp_path: Path) -> None:
+    """What a call waited for, and where the value of a cached one comes from."""
+    told.started()(CallSubmitted(call="1", parent=None, task="root.whole", environment="root", shape=SHAPE))
+    told(CallWaiting(call="1", reason="GPU-3f2a is held by run 9c of alice"))
+    told(CallEnded(call="1", status="cached", preview={"json": 1}, origin={"run": "2025", "call": "1.7"}))
+    details = embedded(tmp_path, "details")["calls"][0]
+    assert (details["waiting"], details["origin"]["call"]) == ("GPU-3f2a is held by run 9c of alice", "1.7")
+    assert "1 cached" in shown(tmp_path).text
 
 
 def test_files_are_shown_as_what_they_are(told: Told, tmp_path: Path) -> None:
