@@ -40,7 +40,7 @@ def write_page(view: RunView, home: Path, target: Path | None = None) -> Path:
 
     Raises `MachineError` where it cannot be written.
     """
-    target = (view.folder / "report.html" if target is None else target).absolute()
+    target = (view.folder / "report.html" if target is None else target).resolve()
     text = render_page(view, home, beside=target.parent)
     temporary = target.with_name(f".{target.name[:100]}.{secrets.token_hex(4)}")
     try:

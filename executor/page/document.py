@@ -90,7 +90,7 @@ def _row(
         round(call.submitted - began, 3),
         None if started is None else round(started - began, 3),
         None if ended is None else round(ended - began, 3),
-        call.seconds,
+        call.seconds if call.history else None,
         call.evidence.get("cpu_s"),
         call.evidence.get("peak_bytes"),
         _limit(call),

@@ -452,6 +452,8 @@
     return [names.map(theirs), doc.slice(0, 200).map((each) => names.map((name) => cell(each[name])))];
   }
 
+  const isFile = (each, files) => Boolean(each && typeof each === "object" && Object.keys(each).length === 1 && Number.isInteger(each.$file) && files?.[each.$file]);
+
   /** The parts of an object, where one of them is a table. */
   function withTables(doc) {
     const parts = doc && typeof doc === "object" && !Array.isArray(doc) ? Object.entries(doc) : [];
@@ -462,13 +464,12 @@
     const made = make("div", { class: "value" }, name ? make("p", { class: "name" }, theirs(name)) : null);
     if ("json" in preview) {
       const rows = asTable(preview.json), parts = withTables(preview.json);
-      if (parts) return make("div", {}, made, parts.map(([part, each]) => value(part, { json: each }, files)));
+      if (parts) return make("div", {}, made, parts.filter(([, each]) => !isFile(each, files)).map(([part, each]) => value(part, { json: each }, files)));
       if (rows) {
         made.append(table(...rows));
         if (preview.json.length > 200) made.append(make("p", { class: "note" }, `the first 200 of ${preview.json.length}`));
       } else {
-        const named = (key, each) => each && typeof each === "object" && Object.keys(each).length === 1 && Number.isInteger(each.$file) && files?.[each.$file]
-          ? "file " + files[each.$file].name : each;
+        const named = (key, each) => isFile(each, files) ? "file " + files[each.$file].name : each;
         const text = typeof preview.json === "string" ? preview.json : JSON.stringify(preview.json, named, 2);
         made.append(block(name || "Result", text));
       }
