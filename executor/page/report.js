@@ -532,8 +532,8 @@
   const NAMES = { cpu_s: "CPU", peak_bytes: "peak memory", swept: "left processes", memory_share: "memory kept" };
 
   function evidence(found) {
-    return Object.entries(found).filter(([name, each]) => each !== null && each !== 0 && name !== "cpu_s" && name !== "peak_bytes").map(([name, each]) =>
-      `${NAMES[name] || name} ${typeof each === "number" && name.endsWith("bytes") ? bytes(each) : typeof each === "object" ? JSON.stringify(each) : each}`).join(", ");
+    return Object.entries(found).filter(([name, each]) => each !== null && each !== 0 && !["cpu_s", "peak_bytes", "log"].includes(name)).map(([name, each]) =>
+      `${NAMES[name] || name.replace(/_bytes$/, "").replace(/_/g, " ")} ${typeof each === "number" && name.endsWith("bytes") ? bytes(each) : typeof each === "object" ? JSON.stringify(each) : each}`).join(", ");
   }
 
   function attempts(number, detail) {
