@@ -9,6 +9,7 @@ code. What runs on the command line's behalf never comes here.
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 import threading
 import types
@@ -16,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from executor import api, machine, runs
+from executor import api, machine, page, runs
 from executor.authoring import Task
 from executor.console import ConsoleView, render_failure
 from executor.data.leases import scratch_folder
@@ -27,6 +28,7 @@ from executor.errors import MissingModule, RunLocalError, TaskError, UsageError
 from executor.manifest import TaskEntry
 from executor.stories import outcome_story
 from executor.worker import opaque, payload, shapes
+from executor.worker.preview import preview_arguments
 
 #: Runs that go on, and those that failed without anybody having asked for it.
 _UNSEEN: dict[str, _Started] = {}
@@ -51,7 +53,16 @@ def start(
     chosen, note = runs.choose_runtime(runtime)
     with _as_tasks_know_it(task.__module__, entry.module), scratch_folder(home / "tmp") as scratch:
         inputs = _store_values(Store(home, scratch), args, kwargs, scratch)
-    request = runs.Request(manifest=manifest, task=entry, inputs=inputs, runtime=chosen, home=home, isolation=isolation)
+        told = preview_arguments(shapes.describe_parameters(task.function), args, kwargs, {})
+    request = runs.Request(
+        manifest=manifest,
+        task=entry,
+        inputs=inputs,
+        arguments=told,
+        runtime=chosen,
+        home=home,
+        isolation=isolation,
+    )
     return _Started(request, script=task.__module__, verbose=verbose, note=note)
 
 
@@ -99,6 +110,9 @@ class _Recorded(api.Run[Any]):
     @property
     def calls(self) -> list[CallView]:
         return list(self._view().calls.values())
+
+    def report(self, file: str | os.PathLike[str] | None = None) -> Path:
+        return page.write_page(self._view(), self._home, Path(file) if file else None)
 
     def done(self) -> bool:
         return self.status != "running"

@@ -210,12 +210,17 @@ def printable(line: bytes, *, colours: bool) -> str:
     return _UNSAFE.sub(lambda found: found[0] if colours and _COLOUR.fullmatch(found[0]) else "", text)
 
 
-def render_failure(error: Mapping[str, Any]) -> str:
-    """The story of a failed call for a person, the innermost failure first, then who called it."""
+def story_chain(error: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The stories in the story of a failed call: the innermost failure first, then who called it."""
     chain = [error]
     while cause := chain[-1].get("cause"):
         chain.append(cause)
-    first, *callers = reversed(chain)
+    return chain[::-1]
+
+
+def render_failure(error: Mapping[str, Any]) -> str:
+    """The story of a failed call for a person, the innermost failure first, then who called it."""
+    first, *callers = story_chain(error)
     lines = [f"task `{first['task']}` failed: {first['code']}: {first['message']}"]
     for label in ("why", "hint"):
         if first.get(label):
@@ -229,13 +234,13 @@ def render_failure(error: Mapping[str, Any]) -> str:
     if first.get("environment") and first.get("call"):
         lines += [f"  in environment `{first['environment']}`, call {first['call']}"]
     for inner, caller in zip([first, *callers], callers, strict=False):
-        lines.append(f"  called by `{caller['task']}`, call {caller['call']}{_where(caller)}")
+        lines.append(f"  called by `{caller['task']}`, call {caller['call']}{story_place(caller)}")
         if (caller["code"], caller["message"]) != (inner["code"], inner["message"]) and caller["code"] != "TaskError":
             lines.append(f"    which made of it {caller['code']}: {caller['message']}")
     return "\n".join(lines)
 
 
-def _where(story: Mapping[str, Any]) -> str:
+def story_place(story: Mapping[str, Any]) -> str:
     """Where a caller stood: the last line of the project's own in its traceback, where files have relative names."""
     frames = [line.strip() for line in story.get("traceback", "").splitlines() if line.strip().startswith("File ")]
     ours = [frame for frame in frames if not frame.startswith('File "/')]

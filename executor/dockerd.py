@@ -133,6 +133,13 @@ def describe_engine(client: docker.DockerClient) -> str:
     return f"{name} {version['Version']} (API {version['ApiVersion']}), {info['Driver']}, control groups v{groups}"
 
 
+def engine_version(client: docker.DockerClient) -> str:
+    """What answers, by name and version."""
+    with translated("the engine cannot be asked what it is"):
+        version = client.version()
+    return f"{(version.get('Components') or [{}])[0].get('Name', 'Engine')} {version['Version']}"
+
+
 def load(client: docker.DockerClient, archive: Iterator[bytes]) -> None:
     """Load an image from the chunks of an archive."""
     with translated("an image cannot be loaded"):

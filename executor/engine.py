@@ -78,6 +78,7 @@ _MOST_MEMORY_HELD = 0.25
 class Plan:
     """All that a run needs to know before it starts.
 
+    arguments: what a person sees of the inputs, by name
     built: every environment that the root call can reach; project and library: folders mounted into every slot
     cache: knows which calls need not run; ranks: task → how far it is from its start to the end of a run, in seconds
     log_limit: how many bytes of what one attempt prints are kept
@@ -100,6 +101,7 @@ class Plan:
     log_limit: int = LOG_LIMIT_BYTES
     secrets: Mapping[str, Secrets] = field(default_factory=dict)
     offline: bool = False
+    arguments: Mapping[str, Any] | None = None
 
     def launch(self, environment: str, asked: Shape, number: int) -> Launch:
         """What the run's n-th slot is made of, for an environment and what is asked for an attempt."""
@@ -142,6 +144,7 @@ class _Call:
     number: int  # the caller's own number for it
     made_in: int  # the attempt of the caller that made it, and that alone gets the answer
     inputs: Value
+    arguments: Mapping[str, Any] | None  # what a person sees of the inputs
     shape: Shape  # of the attempt
     key: CallKey | None = None  # once its inputs are stored
     keyed: asyncio.Future[None] | None = None  # that it has one
@@ -197,7 +200,8 @@ class Engine:
         try:
             with self._signals():
                 terms = self._plan.manifest.terms(self._plan.task)
-                self._submit("1", _Call(self._plan.task, terms, None, 0, 0, self._plan.inputs, terms.shape))
+                told = self._plan.arguments
+                self._submit("1", _Call(self._plan.task, terms, None, 0, 0, self._plan.inputs, told, terms.shape))
                 await self._loop()
             status = self._ended["1"].status
             status = "succeeded" if status == "cached" else status
@@ -264,6 +268,7 @@ class Engine:
             retries=call.terms.retries,
             backoff=call.terms.backoff,
             rank=self._plan.ranks.get(call.task.name, 1.0),
+            arguments=call.arguments,
         )
         call.keyed = self._beside(self._find_key(name, call), self._storing)
         if self._plan.cache.is_asked(call.terms):
@@ -463,9 +468,15 @@ class Engine:
             self._attempt_ended(name, {"outcome": call.error["code"] if call.error else "cancelled"})
             return
         call.slot = slot
-        limit = call.shape.memory_limit_bytes
-        started = AttemptStarted(call=name, attempt=call.attempt, container=slot.container, memory_bytes=limit)
-        self._listen(started)
+        self._listen(
+            AttemptStarted(
+                call=name,
+                attempt=call.attempt,
+                container=slot.container,
+                slot=slot.number,
+                memory_bytes=call.shape.memory_limit_bytes,
+            )
+        )
         usable, verdict = await self._use(name, call, slot)
         call.slot = None
         if usable:
@@ -613,7 +624,8 @@ class Engine:
             slot.send({"kind": "ANSWER", "id": number, "error": story})
             return
         call.made[number] = f"{name}.{next(call.children)}"
-        self._submit(call.made[number], _Call(task, terms, name, number, call.attempt, inputs, terms.shape))
+        told = _checked_arguments(header.get("arguments"))
+        self._submit(call.made[number], _Call(task, terms, name, number, call.attempt, inputs, told, terms.shape))
 
     def _abandon(self, call: _Call, number: int) -> None:
         """A task does not wait for one of its calls any more."""
@@ -748,6 +760,13 @@ def _last_of(said: bytes) -> bytes:
     """The last lines of what was printed, and of those no more than can be shown."""
     lines = said[-_LAST_BYTES:].split(b"\n")
     return b"\n".join(lines[-_LAST_LINES - 1 :])
+
+
+def _checked_arguments(told: Any) -> dict[str, Any] | None:
+    """The previews of a call's arguments as its caller told them; they are for people, and decide nothing."""
+    if not isinstance(told, dict):
+        return None
+    return {str(name): _checked_preview(each) for name, each in told.items()}
 
 
 def _checked_preview(told: dict[str, Any]) -> dict[str, Any]:

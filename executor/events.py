@@ -43,6 +43,8 @@ class RunStarted:
     target:  what the workflow is found by again: `file.py:environment.task`, from the project's root
     resumes: the run that this one goes on with, or empty
     isolation: which rung the process runtime has, in words (see `runtimes.rungs`); empty for containers
+    snapshot: which copy of the source it uses
+    host: this machine: `name`, `kernel`, `cores`, `memory_bytes`, `engine`, `python`, and run-local's `version`
     """
 
     run: str
@@ -53,16 +55,25 @@ class RunStarted:
     target: str = ""
     resumes: str = ""
     isolation: str = ""
+    snapshot: str = ""
+    host: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EnvironmentReady:
-    """An environment is locked and built."""
+    """An environment is locked and built.
+
+    image: what Docker runs; None under the process runtime
+    lock: the digest of its packages, which are listed as manager, name and version
+    """
 
     environment: str
     key: str
     python: str
     seconds: float
+    image: str | None = None
+    lock: str = ""
+    packages: tuple[tuple[str, str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,6 +81,7 @@ class CallSubmitted:
     """A task was called: by the user (parent None) or by the task of another call.
 
     rank: the seconds that are expected from its start to the end of the run; calls with more go first
+    arguments: the preview of each, by name
     """
 
     call: str
@@ -80,6 +92,7 @@ class CallSubmitted:
     retries: int = 0
     backoff: Backoff = field(default_factory=Backoff)
     rank: float = 1.0
+    arguments: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,7 +116,7 @@ class InputsCommitted:
 class AttemptStarted:
     """A slot took the call; `container` is its id, or None under the process runtime.
 
-    gpus: the UUIDs of its devices; memory_bytes: what it may use at most, where that is limited
+    slot: its number in the run; gpus: the UUIDs of its devices; memory_bytes: what it may use at most, where that is limited
     """
 
     call: str
@@ -111,6 +124,7 @@ class AttemptStarted:
     container: str | None
     gpus: tuple[str, ...] = ()
     memory_bytes: int | None = None
+    slot: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

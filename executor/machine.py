@@ -108,6 +108,17 @@ def memory_bytes() -> int:
     return hardware
 
 
+def describe() -> dict[str, Any]:
+    """This machine as a record has it: its `name`, `kernel`, `cores` and `memory_bytes`, and the `python` that runs us."""
+    return {
+        "name": platform.node(),
+        "kernel": f"{platform.system()} {platform.release()}",
+        "cores": cores(),
+        "memory_bytes": memory_bytes(),
+        "python": platform.python_version(),
+    }
+
+
 def glibc_version() -> str:
     """The version of this machine's C library; what is made here needs at least that."""
     return platform.libc_ver()[1]

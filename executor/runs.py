@@ -43,6 +43,7 @@ from executor.runtimes.slot import remove_dead_doors
 from executor.scheduling.ranks import ranks
 from executor.scheduling.state import Machine
 from executor.secrets import find_secrets
+from executor.version import VERSION
 from executor.worker import folders
 from executor.worker.payload import dump_json
 
@@ -58,12 +59,14 @@ class Request:
     fresh:   take nothing from the cache
     resumes: the run that this one goes on with
     isolation: `auto`, or `required` where a run is not to begin unless its tasks are isolated fully
+    arguments: what a person sees of inputs that are a value; see `preview.preview_arguments`
     """
 
     manifest: Manifest
     task: TaskEntry
     inputs: Mapping[str, Any] | Value
     files: Mapping[str, Path] = field(default_factory=dict)
+    arguments: Mapping[str, Any] | None = None
     runtime: RuntimeName
     home: Path
     isolation: str = "auto"
@@ -181,7 +184,7 @@ def run_workflow(request: Request, listen: Listener, progress: Progress, stop: S
         contextlib.ExitStack() as held,
     ):
         store = Store(home, record.folder / "incoming")
-        tell(_started(request, run, names, rung))
+        tell(_started(request, run, names, project, rung))
         try:
             built = _build(request, specs, held, tell, _checked(progress, stop))
             stop.check()
@@ -201,6 +204,7 @@ def run_workflow(request: Request, listen: Listener, progress: Progress, stop: S
                 log_limit=log_limit,
                 secrets=secrets,
                 offline=machine.offline(),
+                arguments=_arguments(request),
             )
         except RunLocalError as exc:
             tell_end("cancelled" if stop else "failed", None if stop else exc)
@@ -292,7 +296,7 @@ def _find_rung(request: Request) -> Rung | None:
     return rung
 
 
-def _started(request: Request, run: str, names: Sequence[str], rung: Rung | None) -> RunStarted:
+def _started(request: Request, run: str, names: Sequence[str], project: Path, rung: Rung | None) -> RunStarted:
     mounts = {name: request.manifest.environments[name].mounts for name in names}
     return RunStarted(
         run=run,
@@ -303,6 +307,8 @@ def _started(request: Request, run: str, names: Sequence[str], rung: Rung | None
         target=f"{request.task.file}:{request.task.name}",
         resumes=request.resumes.id if request.resumes else "",
         isolation=rung.describe() if rung else "",
+        snapshot=project.name,
+        host=_host(request.runtime),
     )
 
 
@@ -322,6 +328,33 @@ def _cache(request: Request, store: Store, built: Mapping[str, Built], project: 
         ],
         fresh=request.fresh,
     )
+
+
+def _host(runtime: RuntimeName) -> dict[str, Any]:
+    """What the record says of this machine; see `RunStarted`."""
+    engine = ""
+    if runtime == "docker":
+        with contextlib.closing(dockerd.connect()) as client:
+            engine = dockerd.engine_version(client)
+    return {**machine.describe(), "engine": engine, "version": VERSION}
+
+
+def _arguments(request: Request) -> dict[str, Any] | None:
+    """The previews of the inputs, by name; a file of the user's stands as its path."""
+    if isinstance(request.inputs, Value):
+        if request.resumes and request.resumes.root_call:
+            return request.resumes.root_call.arguments
+        return dict(request.arguments) if request.arguments is not None else None
+
+    def resolve(doc: Any) -> Any:
+        if isinstance(doc, dict):
+            key = doc.get("$file")
+            if set(doc) == {"$file"} and isinstance(key, str) and key in request.files:
+                return str(request.files[key])
+            return {name: resolve(each) for name, each in doc.items()}
+        return [resolve(each) for each in doc] if isinstance(doc, list) else doc
+
+    return {name: {"json": resolve(each)} for name, each in request.inputs.items()}
 
 
 def _demand_room(manifest: Manifest, names: Sequence[str], offered: Machine) -> None:
@@ -345,12 +378,24 @@ def _build(
     request: Request, specs: Sequence[Spec], held: contextlib.ExitStack, tell: Listener, progress: Progress
 ) -> dict[str, Built]:
     """Lock and build every environment that the root call can reach, dependencies first, and hold them while we run."""
+    found: dict[str, Lock] = {}
 
     def ready(made: Built) -> None:
         held.enter_context(usage.hold(request.home, made.key))
-        tell(EnvironmentReady(environment=made.name, key=made.key, python=made.python, seconds=made.seconds))
+        tell(
+            EnvironmentReady(
+                environment=made.name,
+                key=made.key,
+                python=made.python,
+                seconds=made.seconds,
+                image=made.image,
+                lock=found[made.name].digest,
+                packages=tuple((each.manager, each.name, each.version) for each in found[made.name].packages),
+            )
+        )
 
     def locked(locks: Mapping[str, Lock]) -> None:
+        found.update(locks)
         provided = {name: provided_by_lock(lock, request.home) for name, lock in locks.items()}
         for report in check_imports(request.manifest, request.task.name, provided):
             for step, detail in report.tell():

@@ -39,6 +39,7 @@ COMMANDS = {
     "lock": ("executor.cli.environments", "Solve environments, and write conda-lock.yml beside their specifications."),
     "logs": ("executor.cli.records", "Print what the tasks of a run wrote."),
     "plan": ("executor.cli.plan", "Say what running a workflow would lock and build, and what is missing where."),
+    "report": ("executor.cli.report", "Write one run as an HTML page: timeline, calls, logs, resources, environments."),
     "resume": ("executor.cli.resume", "Go on with a run that failed, was stopped or was killed."),
     "runs": ("executor.cli.records", "List past runs, newest first."),
     "show": ("executor.cli.records", "Show one run: its calls, how each ended, where its outputs are."),

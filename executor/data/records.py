@@ -67,12 +67,37 @@ def _plain(part: Any) -> Any:
 
 
 @dataclass(kw_only=True)
+class AttemptView:
+    """One attempt of a call as its record tells it. Times are seconds since the epoch; None is what did not happen.
+
+    started:   when a slot took it; seconds: from then on, or from when it asked for a slot, to its end
+    outcome:   how it ended, or empty
+    slot:      the number of the slot in the run, or 0 where the record does not tell
+    gpus:      the UUIDs of its devices; memory_bytes: what it could use at most, where that was limited
+    """
+
+    number: int
+    started: float | None = None
+    ended: float | None = None
+    seconds: float = 0.0
+    outcome: str = ""
+    container: str | None = None
+    slot: int = 0
+    gpus: tuple[str, ...] = ()
+    memory_bytes: int | None = None
+    evidence: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(kw_only=True)
 class CallView:
     """One call as its record tells it.
 
     status: waiting, running, succeeded, cached, failed or cancelled
     key:    of its environment; call_key is that of the call (see `keys`), once its inputs are stored
     origin: where the value of a cached call was computed: the `run` and the `call`
+    submitted, ended: seconds since the epoch; shape: what was asked for (see `manifest.Shape`)
+    waiting:   what it waited for last, in words, or empty
+    history:   its attempts; arguments: their previews, by name, where they were recorded
     """
 
     id: str
@@ -93,6 +118,30 @@ class CallView:
     call_key: str = ""
     origin: dict[str, str] | None = None
     evidence: dict[str, Any] = field(default_factory=dict)
+    submitted: float = 0.0
+    ended: float | None = None
+    shape: dict[str, Any] = field(default_factory=dict)
+    waiting: str = ""
+    arguments: dict[str, Any] | None = None
+    history: list[AttemptView] = field(default_factory=list)
+
+    @property
+    def started(self) -> float | None:
+        """When the first of its attempts began."""
+        return next((each.started for each in self.history if each.started is not None), None)
+
+    @property
+    def waited(self) -> float | None:
+        """Seconds from the call to the start of its first attempt."""
+        return None if self.started is None else max(0.0, self.started - self.submitted)
+
+    def attempt(self, number: int) -> AttemptView:
+        """The attempt with this number; a new one where the record has not told of it yet."""
+        for each in reversed(self.history):
+            if each.number == number:
+                return each
+        self.history.append(AttemptView(number=number))
+        return self.history[-1]
 
 
 @dataclass(kw_only=True)
@@ -105,6 +154,8 @@ class RunView:
     error:   why it could not begin, as what, why and hint
     isolation: which rung the process runtime had, in words
     stopped_by: who wanted it to stop, such as a signal, by its name
+    told:    the time of the last fact, in seconds since the epoch
+    host, snapshot: see `events.RunStarted`; empty in records of earlier versions
     """
 
     id: str
@@ -120,6 +171,9 @@ class RunView:
     started: float = 0.0
     seconds: float = 0.0
     error: dict[str, str] | None = None
+    told: float = 0.0
+    host: dict[str, Any] = field(default_factory=dict)
+    snapshot: str = ""
     environments: dict[str, dict[str, Any]] = field(default_factory=dict)
     calls: dict[str, CallView] = field(default_factory=dict)
 
@@ -198,6 +252,7 @@ def _read(folder: Path) -> RunView:
     view = RunView(id=folder.name, folder=folder)
     for line in _lines(folder / "journal.jsonl"):
         fold = _FOLDS.get(line.pop("fact"))
+        view.told = line["at"]
         if fold:
             fold(view, line)
     if view.status == "running" and not leases.lease_is_held(folder / leases.NAME):
@@ -220,6 +275,7 @@ def _run_started(view: RunView, fact: dict[str, Any]) -> None:
     view.workflow, view.runtime, view.root, view.started = fact["workflow"], fact["runtime"], fact["root"], fact["at"]
     view.target, view.resumes = fact.get("target", ""), fact.get("resumes", "")
     view.isolation = fact.get("isolation", "")
+    view.host, view.snapshot = fact.get("host", {}), fact.get("snapshot", "")
 
 
 def _environment_ready(view: RunView, fact: dict[str, Any]) -> None:
@@ -235,6 +291,9 @@ def _call_submitted(view: RunView, fact: dict[str, Any]) -> None:
         environment=fact["environment"],
         key=made.get("key", ""),
         python=made.get("python", ""),
+        submitted=fact["at"],
+        shape=fact.get("shape", {}),
+        arguments=fact.get("arguments"),
     )
 
 
@@ -243,21 +302,31 @@ def _inputs_committed(view: RunView, fact: dict[str, Any]) -> None:
     call.inputs, call.call_key = fact["inputs"], fact["key"]
 
 
+def _call_waiting(view: RunView, fact: dict[str, Any]) -> None:
+    view.calls[fact["call"]].waiting = fact["reason"]
+
+
 def _attempt_started(view: RunView, fact: dict[str, Any]) -> None:
     call = view.calls[fact["call"]]
     call.status, call.attempts, call.container = "running", fact["attempt"], fact["container"]
+    attempt = call.attempt(fact["attempt"])
+    attempt.started, attempt.container, attempt.slot = fact["at"], fact["container"], fact.get("slot", 0)
+    attempt.gpus, attempt.memory_bytes = tuple(fact.get("gpus", ())), fact.get("memory_bytes")
 
 
 def _attempt_ended(view: RunView, fact: dict[str, Any]) -> None:
     call = view.calls[fact["call"]]
     call.seconds = round(call.seconds + fact["seconds"], 3)
     call.evidence = {"outcome": fact["outcome"], **fact["evidence"]}
+    attempt = call.attempt(fact["attempt"])
+    attempt.ended, attempt.seconds = fact["at"], fact["seconds"]
+    attempt.outcome, attempt.evidence = fact["outcome"], fact["evidence"]
 
 
 def _call_ended(view: RunView, fact: dict[str, Any]) -> None:
     call = view.calls[fact["call"]]
     call.status, call.value, call.preview, call.error = fact["status"], fact["value"], fact["preview"], fact["error"]
-    call.raised, call.origin = fact.get("raised"), fact.get("origin")
+    call.raised, call.origin, call.ended = fact.get("raised"), fact.get("origin"), fact["at"]
 
 
 def _run_cancelled(view: RunView, fact: dict[str, Any]) -> None:
@@ -273,6 +342,7 @@ _FOLDS: dict[str, Callable[[RunView, dict[str, Any]], None]] = {
     "EnvironmentReady": _environment_ready,
     "CallSubmitted": _call_submitted,
     "InputsCommitted": _inputs_committed,
+    "CallWaiting": _call_waiting,
     "AttemptStarted": _attempt_started,
     "AttemptEnded": _attempt_ended,
     "CallEnded": _call_ended,

@@ -46,6 +46,11 @@ class Slot:
         self._line = line
 
     @property
+    def number(self) -> int:
+        """Which slot of its run it is; they count from 1."""
+        return int(self.folder.name)
+
+    @property
     def inputs(self) -> Path:
         """Where to put files for the agent's attempts."""
         return self.folder / "inputs"

@@ -26,7 +26,7 @@ from executor.errors import NonRecoverableError, NotPicklable, ProjectError, Run
 from executor.worker import kernel, opaque, payload, shapes, stubs
 from executor.worker.masking import Mask
 from executor.worker.output import flush_streams, open_streams
-from executor.worker.preview import preview
+from executor.worker.preview import preview, preview_arguments
 from executor.worker.protocol import Frame, FrameReader, close_all, encode, receive, send
 from executor.worker.tracebacks import render_traceback, shorten
 
@@ -70,7 +70,7 @@ class Link:
                 hint="call tasks before or after the parallel part, or let them be the parallel part",
             )
         args, kwargs = self._check(task, args, kwargs)
-        place, body, fds, _ = _dump(f"an argument of `{task.name}`", (args, kwargs), self._folders, keep=True)
+        place, body, fds, attached = _dump(f"an argument of `{task.name}`", (args, kwargs), self._folders, keep=True)
         future: Future[Callable[[], Any]] = Future()
         with self._lock:
             self._calls += 1
@@ -80,7 +80,8 @@ class Link:
                 self._listener = threading.Thread(target=self._listen, name="run-local answers", daemon=True)
                 self._listener.start()
         header = {"kind": "CALL", "id": number, "task": task.name, "override": task.overrides, "value": place}
-        self.send(header, body, fds)
+        told = preview_arguments(self._parameters[task.name], args, kwargs, attached)
+        self.send({**header, "arguments": told}, body, fds)
         future.add_done_callback(lambda done: self._abandon(number) if done.cancelled() else None)
         return future
 

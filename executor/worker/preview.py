@@ -13,11 +13,14 @@ import json
 import math
 import os
 import reprlib
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from executor.worker import opaque
 
 _MOST_BYTES = 256 * 2**10
+_MOST_OF_AN_ARGUMENT = 2 * 2**10
+_MOST_ARGUMENTS = 50
 _MOST_TEXT = 300
 _MOST_TEXTS = 50
 _DEEPEST_TEXT = 4
@@ -39,6 +42,35 @@ def preview(value: Any, attached: dict[str, int]) -> dict[str, Any]:
     except Exception:  # noqa: BLE001  a property or __repr__ of the user's may raise anything; it is only a preview
         return {"text": f"<{type(value).__qualname__}>"}
     return {"text": _shorten(value)}
+
+
+def preview_arguments(
+    parameters: Sequence[Mapping[str, Any]] | None,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    attached: dict[str, int],
+) -> dict[str, Any]:
+    """The preview of each argument of a call, by the parameter's name, or `*2` for the second where that is not known.
+
+    A value is passed to many calls, so what is no short JSON is named by its type and its shape: no `repr` of it is made.
+    """
+    in_order = [each["name"] for each in parameters or () if each["kind"].startswith("positional_")]
+    names = [*in_order[: len(args)], *(f"*{number + 1}" for number in range(len(in_order), len(args)))]
+    given = [*zip(names, args), *kwargs.items()]
+    return {name: _preview_argument(value, attached) for name, value in given[:_MOST_ARGUMENTS]}
+
+
+def _preview_argument(value: Any, attached: dict[str, int]) -> dict[str, Any]:
+    with contextlib.suppress(Exception):  # a property of the user's may raise anything; it is only a preview
+        doc = _Renderer(attached, _MOST_OF_AN_ARGUMENT).render(value, 0)
+        if len(json.dumps(doc)) <= _MOST_OF_AN_ARGUMENT:
+            return {"json": doc}
+    if isinstance(value, (str, bytes, bytearray, list, tuple, dict, set, frozenset)):
+        return {"text": f"<{type(value).__name__} of length {len(value)}>"}
+    name = opaque.type_name(value)
+    with contextlib.suppress(Exception):
+        return {"text": f"<{name} of shape {tuple(map(int, value.shape))}>"}
+    return {"text": f"<{name}>"}
 
 
 def texts(value: Any) -> dict[str, tuple[str, str]]:
@@ -96,12 +128,14 @@ class _Text(reprlib.Repr):
 class _Renderer:
     """Makes the JSON form of a value, and gives up once that would be too long: a part may be in it any number of times."""
 
-    def __init__(self, attached: dict[str, int]) -> None:
+    def __init__(self, attached: dict[str, int], most: int = _MOST_BYTES) -> None:
         self._attached = attached
-        self._left = _MOST_BYTES
+        self._left = most
 
     def render(self, value: Any, depth: int) -> Any:  # noqa: C901  one branch a kind of value
         self._left -= 1 + (len(value) if isinstance(value, str) else 0)
+        if isinstance(value, (list, tuple, dict)) and len(value) > self._left:
+            raise _NotJson
         if depth > 50 or self._left < 0:
             raise _NotJson
         if isinstance(value, enum.Enum):

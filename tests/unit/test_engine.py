@@ -40,6 +40,7 @@ class FakeSlot:
     nonsense = ""
 
     def __init__(self, folder: Path) -> None:
+        self.number = int(folder.name)
         self.inputs, self.outputs = folder / "inputs", folder / "task" / "outputs"
         for made in (self.inputs, self.outputs):
             made.mkdir(parents=True)
