@@ -14,8 +14,6 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-import pynvml
-
 from executor.errors import MachineError, UsageError
 from executor.resources import parse_memory
 from executor.worker.output import LOG_LIMIT_BYTES
@@ -122,23 +120,6 @@ def describe() -> dict[str, Any]:
 def glibc_version() -> str:
     """The version of this machine's C library; what is made here needs at least that."""
     return platform.libc_ver()[1]
-
-
-def gpus() -> tuple[list[str], str]:
-    """The GPUs that the driver shows, each as one line for people; and why there are none, where there are none."""
-    try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError as exc:
-        return [], str(exc)
-    try:
-        handles = [pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(pynvml.nvmlDeviceGetCount())]
-        return [
-            f"{pynvml.nvmlDeviceGetName(each)}, {pynvml.nvmlDeviceGetMemoryInfo(each).total / 2**30:.0f} GiB, "
-            f"{pynvml.nvmlDeviceGetUUID(each)}"
-            for each in handles
-        ], "the driver shows none"
-    finally:
-        pynvml.nvmlShutdown()
 
 
 def spawn(argv: Sequence[str], **options: Any) -> subprocess.Popen[Any]:

@@ -21,7 +21,7 @@ from typing import NoReturn
 import docker
 import pytest
 
-from executor import dockerd, runs
+from executor import dockerd, gpus, runs
 from executor.errors import MachineError
 from tests.harness import (
     SESSION_VARIABLE,
@@ -33,8 +33,9 @@ from tests.harness import (
     find_interpreters,
     remove_tree,
 )
+from tests.nvml.machine import DRIVER, SLICES, THREE, FakeGpus, Libraries, compile_cuda, compile_nvml
 
-__all__ = ["Finished", "Interpreter", "MakeProject", "RunLocal"]
+__all__ = ["FakeGpus", "Finished", "Interpreter", "MakeProject", "RunLocal"]
 
 REQUIRED = frozenset(os.environ.get("RUN_LOCAL_REQUIRE", "").split(","))
 IN_CI = os.environ.get("CI") == "true"
@@ -181,6 +182,34 @@ def project(tmp_path: Path) -> MakeProject:
 def interpreters() -> list[Interpreter]:
     """The Pythons of this machine that a container may hold too, one of each version, oldest first."""
     return find_interpreters()
+
+
+@pytest.fixture(scope="session")
+def fake_libraries(tmp_path_factory: pytest.TempPathFactory) -> Libraries:
+    """NVML and CUDA without a driver behind them."""
+    if shutil.which("cc") is None:
+        lacking("cc", f"no C compiler is on PATH of {sys.executable}")
+    folder = tmp_path_factory.mktemp("nvidia")
+    cuda = folder / "cuda" / f"libcuda.so.{DRIVER}"
+    nowhere = 99  # slices have no device node of their own
+    compile_cuda(cuda, [*THREE, *((uuid, nowhere) for uuid in SLICES)])
+    return Libraries(nvml=compile_nvml(folder / "nvml"), cuda=cuda)
+
+
+@pytest.fixture
+def fake_gpus(fake_libraries: Libraries, tmp_path: Path) -> FakeGpus:
+    """Three GPUs that are not there: `run_local(…, env=fake_gpus.variables)` sees them, and so does any new process."""
+    return FakeGpus(fake_libraries, tmp_path / "fake-gpus")
+
+
+@pytest.fixture
+def real_gpu() -> gpus.Gpu:
+    """A GPU of this machine on which nobody computes just now."""
+    found = gpus.discover()
+    free = [each for each in found.usable if not each.processes]
+    if not free:
+        lacking("gpu", found.why or "others compute on all of them")
+    return free[0]
 
 
 @pytest.fixture(scope="session")

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import platform
 import shutil
 import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import click
 
-from executor import dockerd, machine
+from executor import dockerd, gpus, machine
 from executor.cli import print_json
 from executor.environments import indexes
-from executor.errors import MachineError
+from executor.environments.cuda import driver_complaint
+from executor.environments.lock import read_lock
+from executor.errors import MachineError, RunLocalError
+from executor.runtimes import gpus as passing
 from executor.runtimes.rungs import find_rung
 from executor.version import VERSION
 
@@ -27,14 +34,16 @@ def doctor_command(as_json: bool) -> None:
         "machine": f"{machine.cores():g} cores, {machine.memory_bytes() / 2**30:.0f} GiB, glibc {machine.glibc_version()}",
         "docker": _engine(),
         "process runtime": f"{find_rung().describe()}; no memory limit, no file system or user of its own",
-        "gpus": _gpus(),
         "package indexes": " ".join(indexes.uv_options()[2:]) or "PyPI",
     }
+    devices = _gpus(home)
     if as_json:
-        print_json(found)
+        print_json({**found, "gpus": devices})
         return
     for name, text in found.items():
         click.echo(f"{name:16} {text}")
+    for line, text in enumerate(_render_gpus(devices)):
+        click.echo(f"{'' if line else 'gpus':16} {text}")
 
 
 def _engine() -> str:
@@ -48,6 +57,76 @@ def _engine() -> str:
         client.close()
 
 
-def _gpus() -> str:
-    found, why = machine.gpus()
-    return "; ".join(found) if found else f"none ({why})"
+def _gpus(home: Path) -> dict[str, Any]:
+    """What there is to be said about GPUs, for programs."""
+    found = gpus.discover()
+    return {
+        "driver": found.driver,
+        "cuda": ".".join(map(str, found.cuda or ())),
+        "why": found.why,
+        "devices": [_device(each) for each in found.gpus],
+        "ways": _ways(found.usable) if found.usable else {},
+        "locks": dict(_locks(home, found.cuda)) if found.cuda else {},
+    }
+
+
+def _device(gpu: gpus.Gpu) -> dict[str, Any]:
+    try:
+        held = gpus.Leases().held_by(gpu.uuid)
+    except MachineError as exc:
+        held = exc.why
+    return {
+        "uuid": gpu.uuid,
+        "name": gpu.name,
+        "index": gpu.index,
+        "minor": gpu.minor,
+        "total_bytes": gpu.total_bytes,
+        "free_bytes": gpu.free_bytes,
+        "problem": gpu.problem,
+        "held": held,
+        "processes": [
+            {"pid": each.pid, "name": each.name, "user": each.user, "used_bytes": each.used_bytes}
+            for each in gpu.processes
+        ],
+    }
+
+
+def _ways(devices: tuple[gpus.Gpu, ...]) -> dict[str, str]:
+    """The ways into a container, in the order in which a run tries them → why one cannot work here, or nothing."""
+    try:
+        client = dockerd.connect()
+    except MachineError:
+        return {}
+    try:
+        with dockerd.translated("the engine cannot be asked what it is"):
+            offered = passing.offer(client.api.info(), podman=dockerd.kind_of(client).podman)
+        return passing.why_not(devices, offered, passing.Driver.here())
+    finally:
+        client.close()
+
+
+def _locks(home: Path, driver: tuple[int, int]) -> Iterator[tuple[str, str]]:
+    """The locks that bring a newer CUDA than the driver supports, and what that means."""
+    beside = Path.cwd().glob("envs/*/conda-lock.yml")
+    for path in sorted({*beside, *home.glob("locks/*/conda-lock.yml")}):
+        with contextlib.suppress(RunLocalError):  # whoever uses it is told
+            if complaint := driver_complaint(read_lock(path), driver):
+                yield str(path), complaint
+
+
+def _render_gpus(found: dict[str, Any]) -> Iterator[str]:
+    if found["why"]:
+        yield f"none ({found['why']})"
+    if found["driver"]:
+        yield f"driver {found['driver']}, CUDA {found['cuda']}"
+    for each in found["devices"]:
+        free = f"{each['free_bytes'] / 2**30:.0f} of {each['total_bytes'] / 2**30:.0f} GiB free"
+        yield f"{each['uuid']}  {each['name']}, {each['problem'] or free}"
+        if each["held"]:
+            yield f"  held by {each['held']}"
+        for process in each["processes"]:
+            yield f"  {gpus.GpuProcess(**process)}"
+    for way, problem in found["ways"].items():
+        yield f"into containers by {way}: {problem or 'is tried, and kept if the devices work inside'}"
+    for path, complaint in found["locks"].items():
+        yield f"{path}: {complaint}"

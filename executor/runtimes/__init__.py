@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from executor.events import Outcome
+from executor.gpus import Gpu
 from executor.manifest import MountEntry, Shape
 from executor.runtimes.slot import Slot
 from executor.worker.output import LOG_LIMIT_BYTES
@@ -36,6 +37,7 @@ class Launch:
     network:       whether attempts have any
     secret_files:  whether attempts find secrets as files; what those are, a launch does not know
     log_limit:     how many bytes of what one attempt prints are kept
+    gpus:          the devices that are leased for it
     """
 
     run: str
@@ -59,6 +61,7 @@ class Launch:
     network: bool = True
     secret_files: bool = False
     log_limit: int = LOG_LIMIT_BYTES
+    gpus: tuple[Gpu, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,6 +14,7 @@ import contextlib
 import json
 import os
 import resource
+import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -24,7 +25,7 @@ from executor.authoring import SECRET_FILES
 from executor.data.leases import lease_is_held
 from executor.data.store import full_disk
 from executor.errors import MachineError
-from executor.runtimes import Launch, Loss
+from executor.runtimes import Launch, Loss, gpus
 from executor.runtimes.slot import Door, Slot, agent_config, common_variables, make_folders
 from executor.stories import signal_name
 from executor.worker import kernel
@@ -74,7 +75,9 @@ def _groups(engine: dockerd.Kind) -> list[int]:
     return [] if engine.rootless or uid != os.getuid() else sorted(set(os.getgroups()) - {0, gid})
 
 
-def plan(launch: Launch, door: Door, engine: dockerd.Kind = _DOCKER) -> dict[str, Any]:
+def plan(
+    launch: Launch, door: Door, engine: dockerd.Kind = _DOCKER, passed: gpus.Passed = gpus.NOTHING
+) -> dict[str, Any]:
     """The arguments of `create_container`, `host_config` apart: all that we ask of the engine for a slot."""
     config = agent_config(
         launch,
@@ -100,7 +103,7 @@ def plan(launch: Launch, door: Door, engine: dockerd.Kind = _DOCKER) -> dict[str
         "hostname": "task",
         "stop_signal": "SIGKILL",
         "healthcheck": None if engine.podman else {"test": ["NONE"]},  # Podman would ask systemd for a timer
-        "environment": task_environment(launch),
+        "environment": {**task_environment(launch), **passed.variables},
         "labels": {
             dockerd.LABEL: "slot",
             f"{dockerd.LABEL}.run": launch.run,
@@ -108,7 +111,7 @@ def plan(launch: Launch, door: Door, engine: dockerd.Kind = _DOCKER) -> dict[str
             f"{dockerd.LABEL}.environment": launch.environment,
             f"{dockerd.LABEL}.key": launch.key,
         },
-        "host_config": _plan_host(launch, door.folder, engine),
+        "host_config": {**_plan_host(launch, door.folder, engine, passed), **passed.host},
     }
 
 
@@ -118,11 +121,10 @@ def task_environment(launch: Launch) -> dict[str, str]:
         **common_variables(launch.shape),
         "HOME": f"{TASK}/home",
         "TMPDIR": "/tmp",  # noqa: S108
-        "NVIDIA_VISIBLE_DEVICES": "void",
     }
 
 
-def _plan_host(launch: Launch, control: Path, engine: dockerd.Kind) -> dict[str, Any]:
+def _plan_host(launch: Launch, control: Path, engine: dockerd.Kind, passed: gpus.Passed) -> dict[str, Any]:
     shape, memory = launch.shape, _memory_limit(launch)
     tmpfs = {"/tmp": f"rw,exec,nosuid,nodev,mode=1777,size={_tmp_bytes(launch)}"}  # noqa: S108
     if engine.podman:  # it makes these writable in every read-only container
@@ -154,6 +156,7 @@ def _plan_host(launch: Launch, control: Path, engine: dockerd.Kind) -> dict[str,
             dockerd.bind(launch.folder / "inputs", INPUTS),
             dockerd.bind(launch.folder / "task", TASK, writable=True),
             *(dockerd.bind(Path(source), target) for source, target in _data(launch)),
+            *(dockerd.bind(source, target) for source, target in passed.binds),
         ],
     }
 
@@ -207,7 +210,7 @@ def broken_promises(launch: Launch, hello: dict[str, Any], engine: dockerd.Kind 
 
     hello: what it says, and as `owner` whom a folder that it made belongs to on this machine
     """
-    asked = _plan_host(launch, Path(), engine)
+    asked = _plan_host(launch, Path(), engine, gpus.NOTHING)
     uid, gid = task_user(engine)
     groups = set(map(int, asked["group_add"]))
     ours = {TASK, "/tmp", "/dev/shm", "/dev/mqueue", *asked["tmpfs"]}  # noqa: S108
@@ -235,7 +238,8 @@ def broken_promises(launch: Launch, hello: dict[str, Any], engine: dockerd.Kind 
         *((False, f"`{target}` can be written to") for target in hello["writable_mounts"]),
         *((False, f"`{place}` can be written to") for place in hello["writable_places"] if place not in ours),
     ]
-    return list(dict.fromkeys(text for kept, text in promises if not kept))
+    broken = [text for kept, text in promises if not kept]
+    return list(dict.fromkeys(broken + gpus.broken_promises(launch, hello, own_dev=True)))
 
 
 def _memory_promises(launch: Launch, hello: dict[str, Any]) -> list[tuple[bool, str]]:
@@ -275,15 +279,59 @@ class DockerRuntime:
         self._lost = ""  # why the engine was given up
         self._silent = False  # whether its last request was not answered
         self._returning: asyncio.Task[None] | None = None
+        self._driver = gpus.Driver.here()
+        self._offer: gpus.Offer | None = None
+        self._way = ""  # how this run passes GPUs, once a slot has seen that it works
+        self._choosing = asyncio.Lock()
         self._remove_dead()
         self._watch = self._make_watch()
 
     async def start(self, launch: Launch) -> Slot:
-        """Create and start a container, and wait for its agent."""
+        """Create and start a container, and wait for its agent; one with GPUs in the first way that works."""
+        if not launch.gpus:
+            return await self._start_slot(launch, gpus.NOTHING)
+        async with self._choosing:
+            if not self._way:
+                return await self._start_first(launch)
+        passed = await self._passed(self._way, launch)
+        if isinstance(passed, str):
+            raise gpus.refused(launch.environment, {self._way: passed})
+        return await self._start_slot(launch, passed)
+
+    async def _start_first(self, launch: Launch) -> Slot:
+        """Start a slot in one way after the other, until the devices work in it; keep that way for the run."""
+        said = {}
+        for way in gpus.WAYS:
+            shutil.rmtree(launch.folder, ignore_errors=True)
+            passed = await self._passed(way, launch)
+            if isinstance(passed, str):
+                said[way] = passed
+                continue
+            try:
+                slot = await self._start_slot(launch, passed)
+            except MachineError as exc:
+                if "outcome" in exc.facts:  # no fault of the way
+                    raise
+                said[way] = exc.why or exc.what
+            else:
+                self._way = way
+                return slot
+        raise gpus.refused(launch.environment, said)
+
+    async def _passed(self, way: str, launch: Launch) -> gpus.Passed | str:
+        if self._offer is None:
+            self._offer = await self._ask(self._ask_offer)
+        passed = await self._ask(gpus.WAYS[way], launch.gpus, self._offer, self._driver)
+        if isinstance(passed, str):
+            return passed
+        with full_disk(f"a container of `{launch.environment}` cannot be given the driver"):
+            return gpus.prepare(passed, launch)
+
+    async def _start_slot(self, launch: Launch, passed: gpus.Passed) -> Slot:
         with full_disk(f"a container of `{launch.environment}` cannot be given its folders"):
             make_folders(launch.folder, (os.getuid(), os.getgid()) if self._engine.rootless else task_user())
         door = Door(self._home, launch.run)
-        asked = plan(launch, door, self._engine)
+        asked = plan(launch, door, self._engine, passed)
         container = None
         try:
             with full_disk(f"the socket of a container of `{launch.environment}` cannot be opened"):
@@ -404,6 +452,10 @@ class DockerRuntime:
             self._returning = asyncio.ensure_future(self._wait_for_return())
         elif container in self._containers:
             self._containers[container].notice(event, detail)
+
+    def _ask_offer(self) -> gpus.Offer:
+        with dockerd.translated("the engine cannot be asked what it is"):
+            return gpus.offer(self._api.info(), podman=self._engine.podman)
 
     def _create(self, environment: str, asked: dict[str, Any]) -> str:
         """Create a container; once more where the engine failed, which may have made it all the same: names are unique."""

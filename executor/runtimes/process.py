@@ -20,7 +20,7 @@ from typing import Any
 from executor import machine
 from executor.data.store import full_disk
 from executor.errors import MachineError
-from executor.runtimes import Launch, Loss
+from executor.runtimes import Launch, Loss, gpus
 from executor.runtimes.rungs import Rung, bubblewrap, demand_full
 from executor.runtimes.slot import Door, Slot, agent_config, common_variables, make_folders
 from executor.stories import signal_name
@@ -58,10 +58,11 @@ class ProcessRuntime:
                 tree.kill()
                 await tree.ended.wait()
             raise
-        slot = Slot(launch.folder, hello, None, line)
+        slot = Slot(launch.folder, hello, None, line, tree.pid)
         self._live[slot] = tree
         try:
             _demand_mounted(launch, hello)
+            _demand_gpus(launch, hello)
             if self._isolation == "required":
                 demand_full(Rung(hello["isolation"], "although it gave some when this run began"))
                 _demand_no_network(launch, hello)
@@ -106,6 +107,7 @@ class _Tree:
 
     def __init__(self, process: subprocess.Popen[bytes]) -> None:
         self.ended = asyncio.Event()
+        self.pid = process.pid
         self._process = process
         threading.Thread(target=self._wait, args=(asyncio.get_running_loop(),), daemon=True).start()
 
@@ -160,6 +162,15 @@ def _demand_mounted(launch: Launch, hello: dict[str, Any]) -> None:
         raise MachineError(what, f"the kernel refuses to show it read-only at {', '.join(broken)}")
 
 
+def _demand_gpus(launch: Launch, hello: dict[str, Any]) -> None:
+    if broken := gpus.broken_promises(launch, hello, own_dev=False):
+        raise MachineError(
+            f"the GPUs of a process of `{launch.environment}` cannot be used",
+            why="; ".join(broken),
+            hint="`run-local doctor` shows what the driver says",
+        )
+
+
 def _spawn(launch: Launch, door: Door, rung: Rung) -> subprocess.Popen[bytes]:
     assert launch.prefix is not None
     config = _config(launch, door, rung)
@@ -203,9 +214,9 @@ def _environment(launch: Launch) -> dict[str, str]:
         "PATH": f"{launch.prefix}/bin:/usr/local/bin:/usr/bin:/bin",
         "HOME": str(task / "home"),
         "TMPDIR": str(task / "tmp"),
-        "CUDA_VISIBLE_DEVICES": "",
         "CONDA_PREFIX": str(launch.prefix),
         **launch.variables,
+        **gpus.into_process(launch, gpus.Driver.here()).variables,
     }
 
 

@@ -37,12 +37,15 @@ _OF_A_SOCKET = len("/20260101-000000-0000.12345678/s")
 
 
 class Slot:
-    """A live agent and the line to it."""
+    """A live agent and the line to it. container, pid: who it is on this machine: a container, or a first process."""
 
-    def __init__(self, folder: Path, hello: dict[str, Any], container: str | None, line: Line) -> None:
+    def __init__(
+        self, folder: Path, hello: dict[str, Any], container: str | None, line: Line, pid: int | None = None
+    ) -> None:
         self.folder = folder
         self.hello = hello
         self.container = container
+        self.pid = pid
         self._line = line
 
     @property
@@ -310,6 +313,7 @@ def agent_config(
         "private": [work, home, *scratch],
         "scratch": [work, home, *scratch],
         "read_only": [],
+        "gpus": [each.uuid for each in launch.gpus],
         "mounts": [[each.source, each.target] for each in launch.mounts],
         "not_mounted": [],
         "network": launch.network,

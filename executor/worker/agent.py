@@ -25,7 +25,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from executor.version import VERSION as RUN_LOCAL_VERSION
-from executor.worker import child, confinement, folders, kernel, memory
+from executor.worker import child, confinement, folders, gpus, kernel, memory
 from executor.worker.masking import Mask
 from executor.worker.output import Output
 from executor.worker.protocol import (
@@ -75,7 +75,7 @@ class Agent:
             network (whether attempts have any),
             roots (folders of the project on sys.path), environment (its name), env_vars (its variables),
             preload, fork (see `authoring.Reuse`), isolation (how we were started),
-            log_limit (bytes of an attempt's output that are kept)
+            log_limit (bytes of an attempt's output that are kept), gpus (the UUIDs of those that it is to have)
     """
 
     def __init__(self, config: dict[str, Any]) -> None:
@@ -136,6 +136,7 @@ class Agent:
             "not_mounted": self._config["not_mounted"],
             "writable_places": confinement.writable_places() if self._config["isolation"] == "container" else [],
             "writable_mounts": [each for _, each in self._config["mounts"] if not kernel.is_read_only(each)],
+            "gpus": gpus.look(self._config["gpus"]),
             "nonce": self._config["nonce"],
         }
 

@@ -51,6 +51,7 @@ def kept(launch: Launch, engine: dockerd.Kind = docker._DOCKER) -> dict[str, Any
         "shm_bytes": -(-host["shm_size"] // 4096) * 4096, "tmp_bytes": docker._tmp_bytes(launch), "tmp_mode": 0o1777,
         "core": 0, "open_files": host["ulimits"][1]["Hard"],
         "writable_mounts": [], "writable_places": ["/dev/shm", "/task", "/tmp"],
+        "gpus": {"nodes": [], "seen": [], "problem": ""},
     }  # fmt: skip
 
 
