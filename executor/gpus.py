@@ -36,7 +36,8 @@ LEASES_VARIABLE = "RUN_LOCAL_GPU_LEASES"
 _COMMON = (Path("/run/lock"), Path("/tmp"))  # noqa: S108  that others can write there is the point; see `_open`
 _LONGEST_NOTE = 4096
 _TRIES = 100
-_MIG_LIKE_NONE = (pynvml.NVML_ERROR_NOT_SUPPORTED, pynvml.NVML_ERROR_FUNCTION_NOT_FOUND)
+_FIRST_PID_NAMESPACE = 0xEFFFFFFC  # a number that Linux has promised to keep
+_LACKING = (pynvml.NVML_ERROR_NOT_SUPPORTED, pynvml.NVML_ERROR_FUNCTION_NOT_FOUND)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,7 +134,7 @@ def discover() -> Found:
 
 def foreign(gpu: Gpu, own: Own) -> str:
     """The processes that compute on a device and are not ours, for people; empty where there is none."""
-    return ", ".join(str(each) for each in gpu.processes if not own.owns(each.pid))
+    return ", ".join(str(each) for each in gpu.processes if not own.owns(each.pid) and not _is_over(each.pid))
 
 
 def as_device(gpu: Gpu, held: str, own: Own) -> Device:
@@ -174,7 +175,7 @@ def _devices(index: int) -> list[Gpu]:
     try:
         handle = pynvml.nvmlDeviceGetHandleByIndex(index)
         uuid, name = pynvml.nvmlDeviceGetUUID(handle), pynvml.nvmlDeviceGetName(handle)
-        minor = pynvml.nvmlDeviceGetMinorNumber(handle)
+        minor = _minor(handle)
         if not _in_mig_mode(handle):
             return [_device(handle, uuid=uuid, name=name, index=str(index), minor=minor)]
         slices = _slices(handle, str(index), minor)
@@ -184,11 +185,21 @@ def _devices(index: int) -> list[Gpu]:
     return slices or [empty]
 
 
+def _minor(handle: Any) -> int:
+    """The number of a device's node, or -1 where it has none of its own."""
+    try:
+        return int(pynvml.nvmlDeviceGetMinorNumber(handle))
+    except pynvml.NVMLError as exc:
+        if exc.value in _LACKING:
+            return -1
+        raise
+
+
 def _in_mig_mode(handle: Any) -> bool:
     try:
         return bool(pynvml.nvmlDeviceGetMigMode(handle)[0] == pynvml.NVML_DEVICE_MIG_ENABLE)
     except pynvml.NVMLError as exc:
-        if exc.value in _MIG_LIKE_NONE:
+        if exc.value in _LACKING:
             return False
         raise
 
@@ -210,14 +221,26 @@ def _slices(parent: Any, index: str, minor: int) -> list[Gpu]:
 
 
 def _device(handle: Any, **known: Any) -> Gpu:
-    memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
+    total, free = _memory(handle)
     processes = {each.pid: _process(each) for each in _computing(handle)}
     return Gpu(
         **known,
-        total_bytes=memory.total,
-        free_bytes=memory.free,
+        total_bytes=total,
+        free_bytes=free,
         processes=tuple(processes[p] for p in sorted(processes)),
     )
+
+
+def _memory(handle: Any) -> tuple[int, int]:
+    """The bytes of a device, and those that are free; one without memory of its own has the machine's."""
+    try:
+        memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
+    except pynvml.NVMLError as exc:
+        if exc.value not in _LACKING:
+            raise
+        page = os.sysconf("SC_PAGE_SIZE")
+        return page * os.sysconf("SC_PHYS_PAGES"), page * os.sysconf("SC_AVPHYS_PAGES")
+    return memory.total, memory.free
 
 
 def _computing(handle: Any) -> list[Any]:
@@ -237,6 +260,17 @@ def _process(seen: Any) -> GpuProcess:
         user = "somebody"
     name = _read(f"/proc/{seen.pid}/comm").strip() or "not visible here"
     return GpuProcess(pid=seen.pid, name=name, user=user, used_bytes=seen.usedGpuMemory)
+
+
+def _is_over(pid: int) -> bool:
+    """Whether a process that NVML still names has ended; in a process namespace of our own we could not tell."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return Path("/proc/self/ns/pid").stat().st_ino == _FIRST_PID_NAMESPACE
+    except OSError:  # another user's
+        return False
+    return False
 
 
 def user_name(uid: int) -> str:

@@ -6,10 +6,12 @@ import asyncio
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Sequence
 from dataclasses import replace
@@ -98,6 +100,15 @@ def test_an_error_on_one_device_leaves_the_others(fake_gpus: FakeGpus) -> None:
     assert problems == ["", "the NVIDIA driver says: GPU is lost", ""]
 
 
+def test_a_device_without_memory_of_its_own_has_the_machines(fake_gpus: FakeGpus) -> None:
+    """NVML answers that it does not know such a thing there; that is no error."""
+    not_supported = 3
+    fake_gpus.show(three(error=not_supported))
+    first = fake_gpus.ask(FOUND)["gpus"][0]
+    assert first["problem"] == ""
+    assert first["total_bytes"] == os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") > first["free_bytes"] > 0
+
+
 @pytest.mark.parametrize(
     ("init", "why"),
     [
@@ -152,6 +163,16 @@ def test_what_is_below_our_processes_is_not_foreign() -> None:
         finally:
             os.kill(below, signal.SIGKILL)
             other.kill()
+
+
+def test_a_process_that_has_ended_is_not_foreign() -> None:
+    """The driver may name it for a moment longer. From inside a process namespace it might also be one outside."""
+    with subprocess.Popen(["true"]) as ended:
+        ended.wait()
+    gone = GpuProcess(pid=ended.pid, name="n", user="u", used_bytes=None)
+    gpu = Gpu(uuid="GPU-1", name="A", index="0", minor=0, processes=(gone,))
+    sees_all = Path("/proc/self/ns/pid").stat().st_ino == 0xEFFFFFFC
+    assert foreign(gpu, Own()) == ("" if sees_all else f"process {ended.pid} (n) of u")
 
 
 def _wait_for_child(pid: int) -> int:
@@ -282,6 +303,53 @@ def test_a_file_of_a_lease_is_open_to_all_whatever_the_umask(leases: Leases) -> 
     assert lease
     lease.close()
     assert [path.stat().st_mode & 0o777 for path in leases.folder.glob("run-local-gpu-*")] == [0o666]
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can be two users")
+def test_users_lease_from_each_other() -> None:
+    """In a folder as /run/lock is, where the kernel refuses much of what another user could have prepared."""
+    folder = Path(tempfile.mkdtemp(dir="/tmp", prefix="rl-leases-"))
+    folder.chmod(0o1777)
+    try:
+        mine = Leases(folder).try_take(["GPU-a"], "roots")
+        assert mine
+        assert _as_nobody(folder, "GPU-a") == ["taken: no", f"held by: {_by('roots')}"]
+        mine.close()
+        assert _as_nobody(folder, "GPU-a") == ["taken: yes", "held by: "]
+        assert _as_nobody(folder, "GPU-b") == ["taken: yes", "held by: "]
+        theirs = Leases(folder).try_take(["GPU-a", "GPU-b"], "roots")
+        assert theirs
+        theirs.close()
+        (folder / "run-local-gpu-GPU-a.lock").chmod(0o600)
+        [refused] = _as_nobody(folder, "GPU-a")
+        assert refused == f"`{folder}/run-local-gpu-GPU-a.lock`, made by root: Permission denied"
+    finally:
+        shutil.rmtree(folder)
+
+
+def _as_nobody(folder: Path, uuid: str) -> list[str]:
+    """What comes of it when another user tries to take a device."""
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os.setgroups([])
+            os.setgid(65534)
+            os.setuid(65534)
+            leases = Leases(folder)
+            try:
+                lease = leases.try_take([uuid], "theirs")
+                told = f"taken: {'yes' if lease else 'no'}\nheld by: {leases.held_by(uuid)}"
+            except MachineError as exc:
+                told = exc.why
+            os.write(writer, told.encode())
+        finally:
+            os._exit(0)
+    os.close(writer)
+    with os.fdopen(reader) as pipe:
+        told = pipe.read()
+    os.waitpid(pid, 0)
+    return told.split("\n")
 
 
 @pytest.mark.parametrize("trap", ["link", "hard link", "fifo", "folder"])
