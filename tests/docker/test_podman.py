@@ -5,6 +5,7 @@ The service is started here, with storage of its own, and takes its image from t
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
@@ -17,13 +18,21 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import docker
 import pytest
 
 from executor import dockerd
+from executor.data.leases import hold_lease
+from executor.gpus import Gpu
+from executor.manifest import Shape
+from executor.runtimes import Launch
+from executor.runtimes.docker import DockerRuntime
+from executor.runtimes.library import worker_library
 from tests.conftest import lacking
 from tests.harness import ROOT, MakeProject, RunLocal
+from tests.nvml.machine import THREE, FakeGpus
 
 pytestmark = pytest.mark.docker
 
@@ -214,6 +223,50 @@ def test_roots_podman_runs_tasks_as_docker_does(
         assert starved.document["calls"][0]["error"]["code"] == "oom", starved.stdout
         left = subprocess.run([*service.command, "ps", "--all", "--quiet"], capture_output=True, text=True, check=True)
         assert left.stdout == ""
+
+
+@pytest.mark.slow  # as above
+def test_a_request_for_a_gpu_that_podman_ignores_is_noticed(
+    run_local: RunLocal,
+    project: MakeProject,
+    engine: docker.DockerClient,
+    scratch: Path,
+    home: Path,
+    fake_gpus: FakeGpus,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Some versions accept it and do nothing; a container then has no device, and the next way is tried."""
+    root = project({"flow.py": FLOW}, {"leaf": ["python >=3.10"]})
+    tag = built(run_local, engine, root)
+    uuid, minor = THREE[1]
+    (home / "runs").mkdir(exist_ok=True)
+    gpu = Gpu(uuid=uuid, name="Fake A100", index="1", minor=minor)
+
+    async def start(folder: Path, lease: Path) -> dict[str, Any]:
+        runtime = DockerRuntime(home, folder.name)
+        shape = Shape(
+            cpus=0.5, cpus_limit=0.5, memory_bytes=2**27, memory_limit_bytes=2**27, gpus=1, gpu_model="", shm_bytes=None
+        )
+        launch = Launch(
+            run=folder.name, number=1, environment="leaf", specification="s", key="k", image=tag, prefix=None,
+            variables={}, shape=shape, project=root, import_roots=(".",), library=worker_library(home),
+            folder=scratch / "slots" / "1", lease=lease, network=False, gpus=(gpu,),
+        )  # fmt: skip
+        try:
+            return (await runtime.start(launch)).hello
+        finally:
+            await runtime.close()
+
+    with (
+        podman(scratch) as service,
+        tempfile.TemporaryDirectory(dir=home / "runs") as own,
+        hold_lease(Path(own)) as lease,
+    ):
+        hand_over(engine, tag, service.address)
+        for name, text in {**fake_gpus.variables, "DOCKER_HOST": service.address}.items():
+            monkeypatch.setenv(name, text)
+        hello = asyncio.run(start(Path(own), lease))
+    assert hello["gpus"] == {"nodes": [f"nvidia{minor}"], "seen": [uuid.removeprefix("GPU-")], "problem": ""}
 
 
 @pytest.mark.slow  # as above

@@ -46,6 +46,23 @@ print(json.dumps(lease and lease.uuids), flush=True)
 sys.stdin.read()
 """
 
+CONTEND = """
+import asyncio
+
+async def work():
+    leases, log = gpus.Leases(), os.open(sys.argv[2], os.O_WRONLY | os.O_APPEND)
+    for _ in range(8):
+        while not (lease := next(filter(None, (leases.try_take([each], "r") for each in sys.argv[1].split(","))), None)):
+            await leases.wait_released(sys.argv[1].split(","))
+        os.write(log, f"+ {lease.uuids[0]}\\n".encode())
+        await asyncio.sleep(0.005)
+        os.write(log, f"- {lease.uuids[0]}\\n".encode())
+        lease.close()
+
+asyncio.run(work())
+print(json.dumps("done"))
+"""
+
 SHAPE = Shape(cpus=1, cpus_limit=1, memory_bytes=1, memory_limit_bytes=None, gpus=1, gpu_model="", shm_bytes=None)
 NO_TOOLKIT = Offer(cdi=(), runtimes=frozenset({"runc"}))
 
@@ -237,6 +254,23 @@ def test_death_gives_a_lease_back_and_tells_who_waits(fake_gpus: FakeGpus) -> No
     lease = here.try_take(UUIDS, "mine")
     assert lease
     lease.close()
+
+
+def test_of_many_processes_no_two_have_one_device(fake_gpus: FakeGpus, tmp_path: Path) -> None:
+    """Five take one of three, eight times each, and wait where all are taken: never two at a time, and all get on."""
+    log = tmp_path / "log"
+    log.touch()
+    processes = [fake_gpus.start(CONTEND, ",".join(UUIDS), str(log)) for _ in range(5)]
+    assert [each.communicate(timeout=300)[0].strip() for each in processes] == ['"done"'] * 5
+    held: set[str] = set()
+    used: set[str] = set()
+    for line in log.read_text().splitlines():
+        sign, uuid = line.split()
+        assert (uuid in held) == (sign == "-"), log.read_text()
+        (held.add if sign == "+" else held.remove)(uuid)
+        used.add(uuid)
+    assert log.read_text().count("+") == 5 * 8
+    assert used == set(UUIDS)
 
 
 def test_a_free_device_is_not_waited_for(leases: Leases) -> None:
