@@ -24,6 +24,7 @@ from executor.events import (
     AttemptStarted,
     CallEnded,
     CallSubmitted,
+    CallWaiting,
     EnvironmentReady,
     Fact,
     LogWritten,
@@ -56,7 +57,7 @@ class ConsoleView:
         self._verbose = verbose
         self._tasks: dict[str, str] = {}
         self._running: dict[str, float] = {}
-        self._waiting: dict[str, None] = {}
+        self._waiting: dict[str, str] = {}  # call → what for, where that is known
         self._steps: dict[str, tuple[str, str, float | None]] = {}
         self._told: dict[str, str] = {}
         self._telling = threading.RLock()
@@ -113,9 +114,8 @@ class ConsoleView:
                 self.say(f"run {fact.run} of {fact.workflow} ({fact.runtime}{isolation})", "bold")
             case EnvironmentReady():
                 self._environment(fact)
-            case CallSubmitted():
-                self._tasks[fact.call] = fact.task
-                self._waiting[fact.call] = None
+            case CallSubmitted() | CallWaiting():
+                self._call_waits(fact)
             case AttemptStarted():
                 self._attempt_started(fact)
             case LogWritten():
@@ -134,6 +134,15 @@ class ConsoleView:
             self.say(
                 f"  {fact.environment}: ready, Python {fact.python}, {fact.seconds:.1f} s ({fact.key[:12]})", "dim"
             )
+
+    def _call_waits(self, fact: CallSubmitted | CallWaiting) -> None:
+        if isinstance(fact, CallSubmitted):
+            self._tasks[fact.call] = fact.task
+            self._waiting[fact.call] = ""
+        else:
+            self._waiting[fact.call] = fact.reason
+            if not self._moves:
+                self.say(f"  · {fact.call} {self._tasks[fact.call]} waits: {fact.reason}", "dim")
 
     def _attempt_started(self, fact: AttemptStarted) -> None:
         self._waiting.pop(fact.call, None)
@@ -195,8 +204,8 @@ class ConsoleView:
         now = time.monotonic()
         for call, since in self._running.items():
             table.add_row("  ▶", f"{call} {self._tasks[call]}", f"{now - since:.0f} s")
-        for call in self._waiting:
-            table.add_row("  ·", f"{call} {self._tasks[call]}", "waits")
+        for call, reason in self._waiting.items():
+            table.add_row("  ·", f"{call} {self._tasks[call]}", f"waits: {reason}" if reason else "waits")
         return table
 
 

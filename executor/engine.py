@@ -17,15 +17,18 @@ import time
 from collections.abc import Callable, Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
+from executor.allocator import GpuAllocator
 from executor.cache import Cache, Hit
 from executor.data.results import Claim
 from executor.data.store import Given, Store, Value, ValueRef, ValueRefused
 from executor.environments import Built
 from executor.errors import MachineError, RunLocalError
 from executor.events import (
+    AttemptDeferred,
     AttemptEnded,
     AttemptStarted,
     CallCancelled,
@@ -34,6 +37,7 @@ from executor.events import (
     CallWaiting,
     CancelAttempt,
     Command,
+    DevicesSeen,
     EndCall,
     Fact,
     InputsCommitted,
@@ -47,6 +51,7 @@ from executor.events import (
     Status,
     TellWaiting,
 )
+from executor.gpus import Gpu
 from executor.keys import CallKey
 from executor.manifest import Manifest, Shape, TaskEntry, Terms
 from executor.runtimes import Launch, Runtime
@@ -103,8 +108,8 @@ class Plan:
     offline: bool = False
     arguments: Mapping[str, Any] | None = None
 
-    def launch(self, environment: str, asked: Shape, number: int) -> Launch:
-        """What the run's n-th slot is made of, for an environment and what is asked for an attempt."""
+    def launch(self, environment: str, asked: Shape, gpus: tuple[Gpu, ...], number: int) -> Launch:
+        """What the run's n-th slot is made of, for an environment, what is asked for an attempt, and its devices."""
         made, entry = self.built[environment], self.manifest.environments[environment]
         shape = replace(
             asked,
@@ -133,6 +138,7 @@ class Plan:
             network=entry.network and not self.offline,
             secret_files=any(each.file for each in entry.secrets),
             log_limit=self.log_limit,
+            gpus=gpus,
         )
 
 
@@ -146,6 +152,7 @@ class _Call:
     inputs: Value
     arguments: Mapping[str, Any] | None  # what a person sees of the inputs
     shape: Shape  # of the attempt
+    gpus: tuple[Gpu, ...] = ()  # that it has
     key: CallKey | None = None  # once its inputs are stored
     keyed: asyncio.Future[None] | None = None  # that it has one
     claim: Claim | None = None  # the right to compute what others want, too
@@ -189,6 +196,9 @@ class Engine:
         self._threads = ThreadPoolExecutor(_STORED_AT_ONCE, thread_name_prefix="store")
         self._runtime = runtime
         self._pool = SlotPool(runtime, plan.launch)
+        self._gpus = GpuAllocator(plan.run, self._pool.own)
+        self._first_look: asyncio.Task[None] | None = None  # at the devices
+        self._watching: asyncio.Task[None] | None = None  # for those that others have
         self._ended: dict[str, CallEnded] = {}
         self._references = plan.manifest.referred()
 
@@ -232,6 +242,8 @@ class Engine:
                 self._obey(command)
             if isinstance(fact, (CallCancelled, RunCancelled)):
                 self._stop_looking(fact)
+            if self._watching is None and self._state.wants_devices:
+                self._watching = asyncio.ensure_future(self._watch_devices())
 
     def _obey(self, command: Command) -> None:
         match command:
@@ -271,8 +283,8 @@ class Engine:
             arguments=call.arguments,
         )
         call.keyed = self._beside(self._find_key(name, call), self._storing)
-        if self._plan.cache.is_asked(call.terms):
-            self._beside(self._look_up(name, call, submitted), self._looking)
+        if self._plan.cache.is_asked(call.terms) or call.terms.shape.gpus:
+            self._beside(self._prepare(name, call, submitted), self._looking)
         else:
             self._facts.put_nowait(submitted)
         self._listen(submitted)
@@ -283,8 +295,19 @@ class Engine:
         call.key = await self._in_thread(self._plan.cache.key, call.task, call.terms, ref)
         self._listen(InputsCommitted(call=name, inputs=ref.to_json(), key=call.key.digest))
 
-    async def _look_up(self, name: str, call: _Call, submitted: CallSubmitted) -> None:
-        """End a call whose value is there already; any other one goes to the scheduler.
+    async def _prepare(self, name: str, call: _Call, submitted: CallSubmitted) -> None:
+        """End a call whose value is there already; any other one goes to the scheduler, once that knows the devices."""
+        if self._plan.cache.is_asked(call.terms) and await self._look_up(name, call):
+            return
+        if call.terms.shape.gpus:
+            self._first_look = self._first_look or asyncio.ensure_future(self._see_devices())
+            await asyncio.shield(self._first_look)
+        self._facts.put_nowait(submitted)
+        if call.cancelled.is_set():
+            self._facts.put_nowait(CallCancelled(call=name))
+
+    async def _look_up(self, name: str, call: _Call) -> bool:
+        """Whether a call has ended, because its value is there already.
 
         What another call computes just now, in this run or in another one, is waited for.
         """
@@ -296,7 +319,7 @@ class Engine:
             hit = await self._in_thread(cache.find, name, key, call.terms)
             if hit:
                 self._take_over(name, call, hit)
-                return
+                return True
             if not cache.is_shared(call.terms) or self._is_computed_above(call, key):
                 break
             if key in self._computing:
@@ -312,11 +335,9 @@ class Engine:
             if hit:
                 self._give_back_claim(call)
                 self._take_over(name, call, hit)
-                return
+                return True
             break
-        self._facts.put_nowait(submitted)
-        if call.cancelled.is_set():
-            self._facts.put_nowait(CallCancelled(call=name))
+        return False
 
     def _is_computed_above(self, call: _Call, key: str) -> bool:
         """Whether a caller of this call computes the same: nobody would ever be done."""
@@ -463,8 +484,11 @@ class Engine:
         """One attempt, from a slot to its end; whatever happens becomes one `AttemptEnded`."""
         name, call = command.call, self._calls[command.call]
         call.begin(command)
+        if command.gpus and not await self._lease(name, call, command):
+            return
         slot = await self._take_slot(name, call)
         if slot is None:
+            await self._give_back_devices(name, call)
             self._attempt_ended(name, {"outcome": call.error["code"] if call.error else "cancelled"})
             return
         call.slot = slot
@@ -474,23 +498,63 @@ class Engine:
                 attempt=call.attempt,
                 container=slot.container,
                 slot=slot.number,
+                gpus=command.gpus,
                 memory_bytes=call.shape.memory_limit_bytes,
             )
         )
         usable, verdict = await self._use(name, call, slot)
         call.slot = None
         if usable:
-            self._pool.give_back(call.task.environment, call.shape, slot)
+            self._pool.give_back(call.task.environment, call.shape, slot, call.gpus)
         else:
             await self._pool.stop(slot)
+        await self._give_back_devices(name, call)
         self._attempt_ended(name, verdict)
+
+    async def _lease(self, name: str, call: _Call, command: StartAttempt) -> bool:
+        """Lease the devices of an attempt; where others were faster, it is put off, and False."""
+        shape = call.shape
+        try:
+            taken = await self._in_thread(
+                partial(self._gpus.take, shared=shape.gpu_shared, memory_bytes=shape.gpu_memory_bytes or 0),
+                name,
+                command.gpus,
+            )
+        except MachineError as exc:
+            call.error = self._error_story(name, exc)
+            self._attempt_ended(name, {"outcome": "rejected"})
+            return False
+        if taken is None:
+            self._facts.put_nowait(DevicesSeen(devices=self._gpus.devices))
+            self._facts.put_nowait(AttemptDeferred(call=name, attempt=command.attempt))
+            return False
+        call.gpus = taken
+        return True
+
+    async def _give_back_devices(self, name: str, call: _Call) -> None:
+        if call.gpus:
+            call.gpus = ()
+            self._gpus.give_back(name)
+            await self._see_devices()
+
+    async def _see_devices(self) -> None:
+        """Tell the scheduler of all GPUs, as they are now."""
+        self._facts.put_nowait(DevicesSeen(devices=await self._in_thread(self._gpus.see)))
+
+    async def _watch_devices(self) -> None:
+        """Look again when devices that others have may be free, as long as a call waits for one."""
+        try:
+            while self._state.wants_devices and await self._gpus.changed():
+                await self._see_devices()
+        finally:
+            self._watching = None
 
     async def _take_slot(self, name: str, call: _Call) -> Slot | None:
         """A slot for an attempt; None when it was cancelled before it had one, or there is none (`call.error`)."""
         if call.cancelled.is_set():
             return None
         environment = call.task.environment
-        call.taking = asyncio.ensure_future(self._pool.take(environment, call.shape))
+        call.taking = asyncio.ensure_future(self._pool.take(environment, call.shape, call.gpus))
         try:
             slot = await call.taking
         except asyncio.CancelledError:
@@ -502,7 +566,7 @@ class Engine:
         finally:
             call.taking = None
         if call.cancelled.is_set():
-            self._pool.give_back(environment, call.shape, slot)
+            self._pool.give_back(environment, call.shape, slot, call.gpus)
             return None
         return slot
 
@@ -721,8 +785,10 @@ class Engine:
             if call.slot:
                 call.slot.hang_up()
         await self._pool.close()
-        for doing in (*self._storing, *self._looking):
-            doing.cancel()
+        for doing in (*self._storing, *self._looking, self._watching, self._first_look):
+            if doing:
+                doing.cancel()
+        self._gpus.close()
         self._threads.shutdown()
         folders.remove_tree(str(self._plan.folder / "slots"))
 

@@ -26,9 +26,11 @@ from executor.data.snapshot import take_snapshot
 from executor.data.store import Blob, Store, Value, read_value
 from executor.engine import Engine, Listener, Plan
 from executor.environments import Builder, Built, Lock, Progress, Spec, find_spec, usage
+from executor.environments.cuda import driver_complaint
 from executor.environments.provided import provided_by_lock
 from executor.errors import MachineError, RunLocalError
 from executor.events import EnvironmentReady, Fact, RunEnded, RunStarted, Status
+from executor.gpus import Found, Own, as_device, discover
 from executor.manifest import Manifest, TaskEntry
 from executor.missing import check_imports
 from executor.mounts import check_mounts
@@ -40,6 +42,7 @@ from executor.runtimes.library import worker_library
 from executor.runtimes.process import ProcessRuntime
 from executor.runtimes.rungs import Rung, demand_full, find_rung
 from executor.runtimes.slot import remove_dead_doors
+from executor.scheduling.devices import Devices, describe_gpus
 from executor.scheduling.ranks import ranks
 from executor.scheduling.state import Machine
 from executor.secrets import find_secrets
@@ -154,7 +157,8 @@ def run_workflow(request: Request, listen: Listener, progress: Progress, stop: S
     names = request.manifest.reachable(request.task.environment)
     request.manifest.check_calls(request.task.name)
     offered = Machine(cpus=machine.cores(), memory_bytes=machine.memory_bytes())
-    _demand_room(request.manifest, names, offered)
+    gpus = _find_gpus(request.manifest, names)
+    _demand_room(request.manifest, names, offered, gpus)
     check_mounts(request.manifest, names, request.runtime, request.home)
     secrets = find_secrets(request.manifest, names, request.runtime, request.home)
     rung = _find_rung(request)
@@ -186,7 +190,7 @@ def run_workflow(request: Request, listen: Listener, progress: Progress, stop: S
         store = Store(home, record.folder / "incoming")
         tell(_started(request, run, names, project, rung))
         try:
-            built = _build(request, specs, held, tell, _checked(progress, stop))
+            built = _build(request, specs, held, tell, _checked(progress, stop), gpus=gpus)
             stop.check()
             plan = Plan(
                 run=run,
@@ -357,9 +361,16 @@ def _arguments(request: Request) -> dict[str, Any] | None:
     return {name: {"json": resolve(each)} for name, each in request.inputs.items()}
 
 
-def _demand_room(manifest: Manifest, names: Sequence[str], offered: Machine) -> None:
+def _find_gpus(manifest: Manifest, names: Sequence[str]) -> Found:
+    """The GPUs of this machine, where any of these environments asks for one."""
+    wanted = any(manifest.environments[name].shape.gpus for name in names)
+    return discover() if wanted else Found()
+
+
+def _demand_room(manifest: Manifest, names: Sequence[str], offered: Machine, gpus: Found) -> None:
     """Refuse what can never run on this machine, before anything is made for it."""
     asked = []
+    devices = Devices(as_device(each, "", Own()) for each in gpus.usable)
     for name in names:
         shape = manifest.environments[name].shape
         if shape.cpus > offered.cpus:
@@ -367,15 +378,22 @@ def _demand_room(manifest: Manifest, names: Sequence[str], offered: Machine) -> 
         if shape.memory_bytes > offered.memory_bytes:
             there = f"{offered.memory_bytes / 2**30:.1f} GiB"
             asked.append(f"`{name}` asks for {shape.memory_bytes / 2**30:.1f} GiB of memory, and there are {there}")
-        if shape.gpus:
-            asked.append(f"`{name}` asks for {shape.gpus} GPU{'s' * (shape.gpus > 1)}, and run-local has none to give")
+        if shape.gpus > devices.matching(shape):
+            there = devices.describe(shape) if gpus.usable else f"no GPU ({gpus.why})"
+            asked.append(f"`{name}` asks for {describe_gpus(shape)}, and this machine has {there}")
     if asked:
-        hint = "ask for less: `resources=Resources(cpu=…, memory=…)`"
+        hint = "ask for less: `resources=Resources(cpu=…, memory=…, gpu=…)`; `run-local doctor` shows what there is"
         raise MachineError("this machine is too small", why="\n".join(asked), hint=hint)
 
 
 def _build(
-    request: Request, specs: Sequence[Spec], held: contextlib.ExitStack, tell: Listener, progress: Progress
+    request: Request,
+    specs: Sequence[Spec],
+    held: contextlib.ExitStack,
+    tell: Listener,
+    progress: Progress,
+    *,
+    gpus: Found,
 ) -> dict[str, Built]:
     """Lock and build every environment that the root call can reach, dependencies first, and hold them while we run."""
     found: dict[str, Lock] = {}
@@ -400,6 +418,10 @@ def _build(
         for report in check_imports(request.manifest, request.task.name, provided):
             for step, detail in report.tell():
                 progress(report.environment, step, detail)
+        for name, lock in locks.items():
+            wants = request.manifest.environments[name].shape.gpus
+            if wants and gpus.cuda and (complaint := driver_complaint(lock, gpus.cuda)):
+                progress(name, "warning", complaint)
 
     names = [spec.name for spec in specs]
     for name, warning in check_networks(request.manifest, names, request.runtime, offline=machine.offline()).items():

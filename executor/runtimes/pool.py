@@ -6,6 +6,7 @@ import asyncio
 import itertools
 from collections.abc import Callable
 
+from executor.gpus import Gpu, Own
 from executor.manifest import Shape
 from executor.runtimes import Launch, Runtime
 from executor.runtimes.slot import Slot
@@ -15,27 +16,39 @@ from executor.worker import folders
 MOST_IDLE = 16
 
 
-class SlotPool:
-    """Hands out slots. launch: what the n-th slot is made of, when it is for this environment and of this shape."""
+Kind = tuple[str, Shape, tuple[str, ...]]
 
-    def __init__(self, runtime: Runtime, launch: Callable[[str, Shape, int], Launch]) -> None:
+
+class SlotPool:
+    """Hands out slots. launch: what the n-th slot is made of, for an environment, a shape and devices."""
+
+    def __init__(self, runtime: Runtime, launch: Callable[[str, Shape, tuple[Gpu, ...], int], Launch]) -> None:
         self._runtime, self._launch = runtime, launch
         self._numbers = itertools.count(1)
-        self._idle: list[tuple[tuple[str, Shape], Slot]] = []  # the one that is idle longest first
+        self._idle: list[tuple[Kind, Slot]] = []  # the one that is idle longest first
+        self._live: set[Slot] = set()
         self._stopping: set[asyncio.Task[None]] = set()
 
-    async def take(self, environment: str, shape: Shape) -> Slot:
-        """A slot of an environment and a shape, to be given back or stopped. Raises `MachineError`."""
+    def own(self) -> Own:
+        """Who runs in the slots, as the machine knows them."""
+        containers = [slot.container for slot in self._live if slot.container]
+        return Own(containers=containers, roots=[slot.pid for slot in self._live if slot.pid])
+
+    async def take(self, environment: str, shape: Shape, gpus: tuple[Gpu, ...] = ()) -> Slot:
+        """A slot of an environment and a shape, with these devices; to be given back or stopped. Raises `MachineError`."""
+        wanted = _kind(environment, shape, gpus)
         for index, (kind, slot) in reversed(list(enumerate(self._idle))):
-            if kind == (environment, shape):
+            if kind == wanted:
                 del self._idle[index]
                 if slot.is_alive():
                     return slot
                 self._discard(slot)
-        return await self._runtime.start(self._launch(environment, shape, next(self._numbers)))
+        slot = await self._runtime.start(self._launch(environment, shape, gpus, next(self._numbers)))
+        self._live.add(slot)
+        return slot
 
-    def give_back(self, environment: str, shape: Shape, slot: Slot) -> None:
-        """Keep a slot for the next call of its environment and shape, without what the last one was given or left.
+    def give_back(self, environment: str, shape: Shape, slot: Slot, gpus: tuple[Gpu, ...] = ()) -> None:
+        """Keep a slot for the next call of its environment, shape and devices, without what the last one was given or left.
 
         One whose folders the last call has spoiled is ended instead.
         """
@@ -45,13 +58,14 @@ class SlotPool:
         except OSError:
             self._discard(slot)
             return
-        self._idle.append(((environment, shape), slot))
+        self._idle.append((_kind(environment, shape, gpus), slot))
         if len(self._idle) > MOST_IDLE:
             self._discard(self._idle.pop(0)[1])
 
     async def stop(self, slot: Slot) -> None:
         """End a slot that cannot be used again."""
         await self._runtime.stop(slot)
+        self._live.discard(slot)
 
     async def close(self) -> None:
         """End every slot, and return when all are gone."""
@@ -62,6 +76,10 @@ class SlotPool:
 
     def _discard(self, slot: Slot) -> None:
         """End a slot while everything else goes on."""
-        stopping = asyncio.ensure_future(self._runtime.stop(slot))
+        stopping = asyncio.ensure_future(self.stop(slot))
         self._stopping.add(stopping)
         stopping.add_done_callback(self._stopping.discard)
+
+
+def _kind(environment: str, shape: Shape, gpus: tuple[Gpu, ...]) -> Kind:
+    return environment, shape, tuple(each.uuid for each in gpus)

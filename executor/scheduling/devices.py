@@ -96,5 +96,12 @@ class Devices:
         return ""
 
 
+def describe_gpus(shape: Shape) -> str:
+    """The devices that are asked for, in words."""
+    model = f" `{shape.gpu_model}`" if shape.gpu_model else ""
+    memory = f" with {shape.gpu_memory_bytes / 2**30:.3g} GiB" if shape.gpu_memory_bytes else ""
+    return f"{shape.gpus} GPU{'s' * (shape.gpus != 1)}{model}{memory}"
+
+
 def _named(device: Device) -> str:
     return f"{device.name} ({device.uuid[:12]})"

@@ -40,7 +40,7 @@ from executor.events import (
     TellWaiting,
 )
 from executor.manifest import Shape
-from executor.scheduling.devices import Devices
+from executor.scheduling.devices import Devices, describe_gpus
 
 SchedulerFact = CallSubmitted | AttemptEnded | AttemptDeferred | RetryDue | DevicesSeen | CallCancelled | RunCancelled
 
@@ -392,7 +392,7 @@ class SchedulerState:
         shape = call.shape
         asked, free = f"{shape.memory_bytes / 2**30:.3g} GiB", f"{self._free_bytes / 2**30:.3g} GiB"
         if shape.gpus:
-            asked += f" and {_gpus(shape)}"
+            asked += f" and {describe_gpus(shape)}"
             free += f" and {self._devices.free(shape)} of those"
         holders = ", ".join(
             f"`{each.submitted.task}` ({each.shape.memory_bytes / 2**30:.3g} GiB"
@@ -417,20 +417,13 @@ class SchedulerState:
             if asked > has:
                 return f"it asks for {asked:.4g} {unit}, and this machine offers {has:.4g}"
         if shape.gpus > self._devices.matching(shape):
-            return f"it asks for {_gpus(shape)}, and this machine has {self._devices.describe(shape)}"
+            return f"it asks for {describe_gpus(shape)}, and this machine has {self._devices.describe(shape)}"
         return ""
 
 
 def _first(shape: Shape) -> Shape:
     """What the first attempt gets: its memory is limited to what it is admitted with, where there is a limit at all."""
     return shape if shape.memory_limit_bytes is None else replace(shape, memory_limit_bytes=shape.memory_bytes)
-
-
-def _gpus(shape: Shape) -> str:
-    """The devices that are asked for, in words."""
-    model = f" `{shape.gpu_model}`" if shape.gpu_model else ""
-    memory = f" with {shape.gpu_memory_bytes / 2**30:.3g} GiB" if shape.gpu_memory_bytes else ""
-    return f"{_count(shape.gpus, 'GPU')}{model}{memory}"
 
 
 def _count(number: int, thing: str) -> str:

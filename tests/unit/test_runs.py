@@ -64,7 +64,7 @@ def test_a_run_that_breaks_leaves_its_record_and_nothing_else(
             (next((tmp_path / "home" / "runs").iterdir()) / name / "left").mkdir(parents=True)
         raise error
 
-    monkeypatch.setattr(runs, "_build", lambda *_: {})
+    monkeypatch.setattr(runs, "_build", lambda *_, **__: {})
     monkeypatch.setattr(runs, where, broken)
     begun = request(tmp_path)
     try:
