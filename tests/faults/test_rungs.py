@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from executor.runtimes.rungs import Rung
+from tests.conftest import lacking
 from tests.faults.conftest import Alive, wait_for
 from tests.harness import WITHOUT_NAMESPACES, MakeProject, RunLocal
 
@@ -89,7 +90,7 @@ def rung(request: pytest.FixtureRequest) -> str:
     """A lower rung that can be had here."""
     name: str = request.param
     if name == "bubblewrap" and not shutil.which("bwrap"):
-        pytest.skip("no bwrap here")
+        lacking("bwrap", "it is not installed")
     under = WITHOUT_NAMESPACES if name == "subreaper" else ONLY_BUBBLEWRAP
     if subprocess.run([*under, shutil.which("true") or ""], capture_output=True, check=False).returncode:
         pytest.skip("that rung cannot be made here")
@@ -145,13 +146,21 @@ def test_bubblewrap_is_full_isolation(restricted: RunLocal, root: Path, rung: st
     assert done.code == (0 if rung == "bubblewrap" else 4), done.stderr
 
 
-@pytest.mark.parametrize("what", ["sleeps", "stops its agent", "stops its supervisor", "kills its supervisor"])
+@pytest.mark.parametrize(
+    ("rung", "what"),
+    [
+        ("subreaper", "sleeps"),
+        ("subreaper", "stops its agent"),
+        ("subreaper", "stops its supervisor"),
+        ("subreaper", "kills its supervisor"),
+        ("bubblewrap", "sleeps"),  # there, the agent is PID 1
+    ],
+    indirect=["rung"],
+)
 def test_a_kill_of_run_local_leaves_nothing(
-    restricted: RunLocal, root: Path, alive: Alive, token: str, what: str, rung: str
+    restricted: RunLocal, root: Path, alive: Alive, token: str, what: str
 ) -> None:
     """Whoever of agent and supervisor is left kills what the task started, daemons too."""
-    if rung == "bubblewrap" and what != "sleeps":
-        pytest.skip("there, the agent is PID 1")
     command = ["hurt", "--token", token, "--what", what, "--runtime", "process", "-v"]
     process = restricted.start(*command, cwd=root)
     assert process.stderr is not None
@@ -163,13 +172,18 @@ def test_a_kill_of_run_local_leaves_nothing(
     assert alive.after(DEAD_S) == []
 
 
-@pytest.mark.parametrize("what", ["kills its agent", "kills its supervisor", "returns"])
-def test_who_watches_is_watched(
-    restricted: RunLocal, root: Path, alive: Alive, token: str, what: str, rung: str
-) -> None:
+@pytest.mark.parametrize(
+    ("rung", "what"),
+    [
+        ("subreaper", "kills its agent"),
+        ("subreaper", "kills its supervisor"),
+        ("subreaper", "returns"),
+        ("bubblewrap", "returns"),  # there, the agent is PID 1
+    ],
+    indirect=["rung"],
+)
+def test_who_watches_is_watched(restricted: RunLocal, root: Path, alive: Alive, token: str, what: str) -> None:
     """An agent that its task kills is told as lost, and what it cannot kill any more, its supervisor does."""
-    if rung == "bubblewrap" and what != "returns":
-        pytest.skip("there, the agent is PID 1")
     process = restricted.start(
         "hurt", "--token", token, "--what", what, "--runtime", "process", "--json", "-v", cwd=root
     )
