@@ -115,8 +115,9 @@ def run(run_local: RunLocal, project: MakeProject, runtime: str) -> Run:
 
 
 def shown(done: Finished) -> list[str]:
-    """The lines of the console that a task has written."""
-    return [line.partition("│ ")[2] for line in done.stderr.splitlines() if "│" in line]
+    """The lines of the console that a task has written, as they came; the story of its failure tells the last again."""
+    live = done.stderr.partition("\nerror: ")[0]
+    return [line.partition("│ ")[2] for line in live.splitlines() if "│" in line]
 
 
 @pytest.mark.parametrize("how", ["exit", "signal", "crash", "limit", "timeout", "raise"])
