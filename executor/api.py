@@ -10,13 +10,12 @@ only, Python 3.9. What carries a run out, `executor.background`, is imported whe
 import abc
 import importlib
 import importlib.util
-import os
 import pathlib
 import reprlib
 import sys
 from collections.abc import Coroutine
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic, Optional, TypeVar, Union, cast, overload
+from typing import TYPE_CHECKING, Any, Generic, Optional, TypeVar, cast, overload
 
 from executor.authoring import CALLER, Task
 from executor.errors import UsageError
@@ -54,12 +53,12 @@ class Run(abc.ABC, Generic[R]):
     def calls(self) -> list[Any]:
         """Its calls so far, each with `id`, `parent`, `task`, `environment`, `status`, `seconds`, `attempts`, `error`."""
 
+    @property
     @abc.abstractmethod
-    def report(self, file: Union[str, "os.PathLike[str]", None] = None) -> pathlib.Path:
-        """Write what is known of it as one page for a browser, and answer with where that is.
+    def report(self) -> pathlib.Path:
+        """What is known of it so far as one page for a browser, written anew into the folder of its record.
 
-        file: where to; otherwise `report.html` in the folder of its record. Raises `MachineError` where it cannot be
-        written.
+        Raises `MachineError` where it cannot be written.
         """
 
     @abc.abstractmethod

@@ -9,7 +9,6 @@ code. What runs on the command line's behalf never comes here.
 from __future__ import annotations
 
 import contextlib
-import os
 import sys
 import threading
 import types
@@ -111,8 +110,9 @@ class _Recorded(api.Run[Any]):
     def calls(self) -> list[CallView]:
         return list(self._view().calls.values())
 
-    def report(self, file: str | os.PathLike[str] | None = None) -> Path:
-        return page.write_page(self._view(), self._home, Path(file) if file else None)
+    @property
+    def report(self) -> Path:
+        return page.write_page(self._view(), self._home, None)
 
     def done(self) -> bool:
         return self.status != "running"

@@ -23,7 +23,7 @@ class Shape:
                         limit is what it was admitted with; None is the whole machine, for each
     gpus, gpu_model, gpu_memory_bytes, gpu_shared: devices, each with these words in its name and so much memory free;
                         with `gpu_shared` also one on which processes that are not run-local's have memory
-    disk_bytes:         what an attempt may write; None is as much as there is
+    disk_bytes:         what has to be free on the disk before a run begins
     """
 
     cpus: float

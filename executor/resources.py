@@ -65,7 +65,7 @@ class Resources:
     gpu:    whole devices, `1` or `"A100:2"`; an attempt never shares one with another attempt, of whatever run
     gpu_memory: what must be free on each of them
     gpu_shared: take one on which processes that are not run-local's have memory
-    disk:   what an attempt may write in its working folder and hand over
+    disk:   what has to be free where run-local keeps its things, before a run begins; it limits nothing afterwards
     shm:    size of /dev/shm; default a quarter of the memory limit
     """
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -156,9 +157,9 @@ def run_workflow(request: Request, listen: Listener, progress: Progress, stop: S
     """
     names = request.manifest.reachable(request.task.environment)
     request.manifest.check_calls(request.task.name)
-    offered = Machine(cpus=machine.cores(), memory_bytes=machine.memory_bytes())
+    offered = _offered()
     gpus = _find_gpus(request.manifest, names)
-    _demand_room(request.manifest, names, offered, gpus)
+    _demand_room(request, names, gpus)
     check_mounts(request.manifest, names, request.runtime, request.home)
     secrets = find_secrets(request.manifest, names, request.runtime, request.home)
     rung = _find_rung(request)
@@ -367,9 +368,22 @@ def _find_gpus(manifest: Manifest, names: Sequence[str]) -> Found:
     return discover() if wanted else Found()
 
 
-def _demand_room(manifest: Manifest, names: Sequence[str], offered: Machine, gpus: Found) -> None:
+def _demand_room(request: Request, names: Sequence[str], gpus: Found) -> None:
     """Refuse what can never run on this machine, before anything is made for it."""
+    if asked := too_small(request.manifest, names, request.home, gpus):
+        hint = "ask for less: `resources=Resources(cpu=…, memory=…, gpu=…)`; `run-local doctor` shows what there is"
+        raise MachineError("this machine is too small", why="\n".join(asked), hint=hint)
+
+
+def _offered() -> Machine:
+    return Machine(cpus=machine.cores(), memory_bytes=machine.memory_bytes())
+
+
+def too_small(manifest: Manifest, names: Sequence[str], home: Path, gpus: Found | None = None) -> list[str]:
+    """What environments ask for that can never be had on this machine, a line each; known before anything is made."""
     asked = []
+    offered = _offered()
+    gpus = _find_gpus(manifest, names) if gpus is None else gpus
     devices = Devices(as_device(each, "", Own()) for each in gpus.usable)
     for name in names:
         shape = manifest.environments[name].shape
@@ -381,9 +395,10 @@ def _demand_room(manifest: Manifest, names: Sequence[str], offered: Machine, gpu
         if shape.gpus > devices.matching(shape):
             there = devices.describe(shape) if gpus.usable else f"no GPU ({gpus.why})"
             asked.append(f"`{name}` asks for {describe_gpus(shape)}, and this machine has {there}")
-    if asked:
-        hint = "ask for less: `resources=Resources(cpu=…, memory=…, gpu=…)`; `run-local doctor` shows what there is"
-        raise MachineError("this machine is too small", why="\n".join(asked), hint=hint)
+        if shape.disk_bytes and shape.disk_bytes > (free := shutil.disk_usage(home).free):
+            there = f"{free / 2**30:.1f} GiB are free at {home}"
+            asked.append(f"`{name}` asks for {shape.disk_bytes / 2**30:.1f} GiB of disk, and {there}")
+    return asked
 
 
 def _build(

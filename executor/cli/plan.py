@@ -42,8 +42,10 @@ def plan_command(workflow: str, runtime: str, as_json: bool) -> None:
     provided = {state.spec.name: _provided(state) for state in states}
     reports = check_imports(manifest, task.name, provided)
     networks = check_networks(manifest, names, chosen, offline=machine.offline())
+    small = runs.too_small(manifest, names, machine.home())
     if as_json:
-        print_json(_document(manifest, task.name, chosen, states, reports, networks))
+        document = _document(manifest, task.name, chosen, states, reports, networks)
+        print_json({**document, "too_small": small})
         return
     click.echo(f"{task.name} ({chosen}{': ' + note if note else ''})")
     rows = [_row(manifest, state) for state in states]
@@ -55,6 +57,8 @@ def plan_command(workflow: str, runtime: str, as_json: bool) -> None:
             click.echo(f"{state.spec.name} is told the secret {secret['name']}, {secret['problem'] or 'which is here'}")
     for warning in networks.values():
         _warn(warning)
+    if small:
+        _warn("this machine is too small, and would refuse to run it: " + "; ".join(small))
     for report in reports:
         _print_report(report)
 

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 _CHUNK = 256 * 2**10
 _MOST_READY = 64
+_THREADED = ("OMP", "OPENBLAS", "MKL", "BLIS", "NUMEXPR", "NUMBA", "RAYON")
 _HELLO_S = 30.0
 _LONGEST_SOCKET_PATH = 107
 _OF_A_SOCKET = len("/20260101-000000-0000.12345678/s")
@@ -287,7 +288,8 @@ def common_variables(shape: Shape) -> dict[str, str]:
         "LANG": "C.UTF-8",
         "PYTHONDONTWRITEBYTECODE": "1",
         "PYTHONHASHSEED": "0",  # or the same set of texts has another order, and other bytes, in each container
-        **{f"{library}_NUM_THREADS": threads for library in ("OMP", "OPENBLAS", "MKL", "NUMEXPR")},
+        **{f"{library}_NUM_THREADS": threads for library in _THREADED},
+        "POLARS_MAX_THREADS": threads,
     }
 
 

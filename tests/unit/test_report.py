@@ -389,8 +389,7 @@ def test_the_command_writes_the_page_into_the_record(
     other = tmp_path / "other.html"
     assert CliRunner().invoke(report_command, [RUN, "-o", str(other)]).output == f"{other}\n"
     assert "root.whole" in other.read_text()
-    assert executor.Run.load("last").report(tmp_path / "third.html") == tmp_path / "third.html"
-    assert executor.Run.load("last").report() == tmp_path / "runs" / RUN / "report.html"
+    assert executor.Run.load("last").report == tmp_path / "runs" / RUN / "report.html"
     with pytest.raises(MachineError, match="the report cannot be written"):
         write_page(read_run(tmp_path, RUN), tmp_path, tmp_path / "missing" / "x.html")
     assert not list(tmp_path.glob(".*")), "a half-written page is left"
