@@ -59,7 +59,7 @@ def test_a_run_that_breaks_leaves_its_record_and_nothing_else(
     """Whatever it was that broke: no folders that only a living run needs, and one end in the journal."""
     facts: list[Fact] = []
 
-    def broken(*_: Any) -> Any:
+    def broken(*_: Any, **__: Any) -> Any:
         for name in ("slots", "incoming"):
             (next((tmp_path / "home" / "runs").iterdir()) / name / "left").mkdir(parents=True)
         raise error
