@@ -133,7 +133,7 @@ def spawn(argv: Sequence[str], **options: Any) -> subprocess.Popen[Any]:
 
 
 def keep_from_forks(file: F) -> F:
-    """Close an open file or socket in every process that is forked from this one; answers with the file.
+    """Let go of an open file or socket in every process that is forked from this one; answers with the file.
 
     A lock, or the line to an agent, says that we are alive. What a user's script has forked must not say so after us.
     """
@@ -141,12 +141,21 @@ def keep_from_forks(file: F) -> F:
     return file
 
 
-def _close_what_is_not_ours() -> None:
+def _let_go() -> None:
+    """In a process that was just forked: put nothing in the place of each of these files.
+
+    `close` would wait for a lock of the file's that another thread may have held when we were forked, for ever.
+    """
+    nothing = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
     for file in list(_only_ours):
-        file.close()
+        with contextlib.suppress(ValueError, OSError):  # it was closed
+            number = file.fileno()
+            if number >= 0:
+                os.dup2(nothing, number, inheritable=False)
+    os.close(nothing)
 
 
-os.register_at_fork(after_in_child=_close_what_is_not_ours)
+os.register_at_fork(after_in_child=_let_go)
 
 
 def end_children() -> None:

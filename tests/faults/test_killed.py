@@ -18,7 +18,7 @@ from tests.harness import Leftovers, MakeProject, RunLocal
 
 DEAD_S = 2.0
 #: As many as CI has time for; docs/reliability.md tells of more.
-KILLS = int(os.environ.get("RUN_LOCAL_TEST_KILLS", "10"))
+KILLS = int(os.environ.get("RUN_LOCAL_TEST_KILLS", "6"))
 #: Describing a small project ends and its tasks begin in this time; the latest kills meet it haunting.
 WITHIN_S = {"process": 1.0, "docker": 2.0}
 

@@ -19,7 +19,7 @@ from tests.harness import MakeProject, RunLocal
 
 #: As many as CI has time for; docs/reliability.md tells of more.
 WARM = int(os.environ.get("RUN_LOCAL_TEST_WARM", "1000"))
-COLD = int(os.environ.get("RUN_LOCAL_TEST_COLD", "60"))
+COLD = int(os.environ.get("RUN_LOCAL_TEST_COLD", "30"))
 AT_ONCE = 4
 MOST_GROWTH_BYTES = 8 * 2**20
 

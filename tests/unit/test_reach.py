@@ -1452,7 +1452,7 @@ def reachable(things: Sequence[Thing], roots: Sequence[int]) -> set[int]:
     return found
 
 
-FEW = settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
+FEW = settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 
 
 @FEW

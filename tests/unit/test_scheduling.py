@@ -420,7 +420,7 @@ STATES_OF_A_DEVICE: st.SearchStrategy[dict[str, Any]] = st.sampled_from(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(st.data())
 def test_nothing_is_over_allocated_and_nothing_hangs(data: st.DataObject) -> None:  # noqa: C901  one step, one line
     """Random call trees, endings and devices: the invariants hold after every fact, and every call ends once.
