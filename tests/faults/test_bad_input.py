@@ -237,7 +237,7 @@ def test_a_specification_that_nothing_satisfies(run_local: RunLocal, project: Ma
     ("task", "reason"),
     [
         ("ask_for_memory", "`huge` asks for 4000.0 GiB of memory, and there are N GiB"),
-        ("ask_for_gpu", "`gpu` asks for 1 GPU, and run-local has none to give"),
+        ("ask_for_gpu", "`gpu` asks for 1 GPU, and this machine has no GPU (…)"),
     ],
 )
 def test_more_than_the_machine_has(
@@ -247,9 +247,10 @@ def test_more_than_the_machine_has(
     root = project({"flow.py": FLOW}, {"leaf": PYTHON, "root": PYTHON})
     done = run_local(task, "--runtime", runtime, cwd=root)
     assert (done.code, done.stdout) == (4, "")
-    assert re.sub(r"[0-9.]+ GiB$", "N GiB", told(done, root), flags=re.MULTILINE) == (
+    said = re.sub(r"no GPU \(.*\)$", "no GPU (…)", told(done, root), flags=re.MULTILINE)
+    assert re.sub(r"[0-9.]+ GiB$", "N GiB", said, flags=re.MULTILINE) == (
         f"error: this machine is too small\n  why: {reason}\n"
-        "  hint: ask for less: `resources=Resources(cpu=…, memory=…)`\n"
+        "  hint: ask for less: `resources=Resources(cpu=…, memory=…, gpu=…)`; `run-local doctor` shows what there is\n"
     )
 
 

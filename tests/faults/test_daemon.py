@@ -149,8 +149,8 @@ def _answers(path: str) -> bool:
 
 
 @pytest.fixture(scope="module")
-def possible_own_engine() -> Iterator[OwnEngine]:
-    """An engine that tests may kill; where there is none, they are skipped."""
+def possible_own_engine(engine: docker.DockerClient) -> Iterator[OwnEngine]:
+    """An engine that tests may kill, with the base images of the other one; where there is none, they are skipped."""
     if os.getuid() or not all(map(shutil.which, ("dockerd", "containerd", "ip"))):
         lacking("dockerd", "a private one needs root, and the programs `dockerd`, `containerd` and `ip`")
     subprocess.run(["ip", "link", "add", "name", BRIDGE, "type", "bridge"], check=False, capture_output=True)
@@ -160,6 +160,11 @@ def possible_own_engine() -> Iterator[OwnEngine]:
         lacking("dockerd", f"no bridge can be made for a private one: {up.stderr}")
     made = OwnEngine(Path(tempfile.mkdtemp(prefix="rld-", dir="/tmp")))
     try:
+        made.start()
+        with contextlib.closing(docker.DockerClient(base_url=made.url)) as own:
+            for image in engine.images.list(filters={"label": f"{dockerd.LABEL}=base"}):
+                if image.tags:  # or they would be made anew, which takes a minute
+                    own.images.load(b"".join(image.save(named=True)))
         yield made
     finally:
         made.end()

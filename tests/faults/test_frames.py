@@ -289,7 +289,7 @@ class LiveAgent:
             "socket": f"{folder}/s", "nonce": "n", "inputs": str(folder), "outputs": str(folder), "work": work,
             "private": [work], "scratch": [work], "read_only": [], "mounts": [], "not_mounted": [], "log_limit": 1000,
             "project": str(folder), "roots": [], "environment": "leaf", "specification": "s", "preload": [],
-            "fork": True, "env_vars": {}, "isolation": "process",
+            "fork": True, "env_vars": {}, "isolation": "container", "network": True, "gpus": [],
         }  # fmt: skip
 
 
