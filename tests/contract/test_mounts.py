@@ -24,7 +24,11 @@ Call = Callable[..., Finished]
 PYTHON = ["python >=3.10"]
 
 #: Starts a command in a user namespace in which no further one can be made.
-WITHOUT_NAMESPACES = ["unshare", "-Ur", "sh", "-c", 'echo 0 > /proc/sys/user/max_user_namespaces && exec "$@"', "sh"]
+WITHOUT_NAMESPACES = [
+    *(shutil.which("unshare") or "unshare", "-Ur", "/bin/sh", "-c"),
+    'echo 0 > /proc/sys/user/max_user_namespaces && exec "$@"',
+    "sh",
+]
 
 FLOW = """
     import os
@@ -314,7 +318,8 @@ def test_without_namespaces_data_is_found_where_it_lies_only(
     command = [*WITHOUT_NAMESPACES, str(Path(sys.executable).with_name("run-local"))]
     if subprocess.run([*WITHOUT_NAMESPACES, "true"], capture_output=True, check=False).returncode:
         pytest.skip("a namespace without more of them cannot be made here")
-    variables = {**run_local.variables, "RUN_LOCAL_HOME": str(run_local.home)}
+    where_programs_are = str(Path(sys.executable).parent)  # and no bubblewrap, which could do it
+    variables = {**run_local.variables, "RUN_LOCAL_HOME": str(run_local.home), "PATH": where_programs_are}
 
     def run(*told: str) -> subprocess.CompletedProcess[str]:
         argv = [*command, *told, "--runtime", "process"]
