@@ -281,6 +281,8 @@ class Engine:
             backoff=call.terms.backoff,
             rank=self._plan.ranks.get(call.task.name, 1.0),
             arguments=call.arguments,
+            env_vars=call.terms.env_vars,
+            timeout_s=call.terms.timeout_s,
         )
         call.keyed = self._beside(self._find_key(name, call), self._storing)
         if self._plan.cache.is_asked(call.terms) or call.terms.shape.gpus:

@@ -44,6 +44,7 @@ class RunStarted:
     resumes: the run that this one goes on with, or empty
     isolation: which rung the process runtime has, in words (see `runtimes.rungs`); empty for containers
     snapshot: which copy of the source it uses
+    manifest: the digest of the project's description in the store (see `Manifest.to_json`)
     host: this machine: `name`, `kernel`, `cores`, `memory_bytes`, `engine`, `python`, and run-local's `version`
     """
 
@@ -56,6 +57,7 @@ class RunStarted:
     resumes: str = ""
     isolation: str = ""
     snapshot: str = ""
+    manifest: str = ""
     host: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -65,6 +67,7 @@ class EnvironmentReady:
 
     image: what Docker runs; None under the process runtime
     lock: the digest of its packages, which are listed as manager, name and version
+    lock_file: the digest of the lock itself in the store
     """
 
     environment: str
@@ -73,6 +76,7 @@ class EnvironmentReady:
     seconds: float
     image: str | None = None
     lock: str = ""
+    lock_file: str = ""
     packages: tuple[tuple[str, str, str], ...] = ()
 
 
@@ -82,6 +86,7 @@ class CallSubmitted:
 
     rank: the seconds that are expected from its start to the end of the run; calls with more go first
     arguments: the preview of each, by name
+    env_vars, timeout_s: what it was called with; seconds, or None
     """
 
     call: str
@@ -93,6 +98,8 @@ class CallSubmitted:
     backoff: Backoff = field(default_factory=Backoff)
     rank: float = 1.0
     arguments: Mapping[str, Any] | None = None
+    env_vars: Mapping[str, str] = field(default_factory=dict)
+    timeout_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

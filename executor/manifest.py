@@ -7,7 +7,7 @@ these classes check it on the way in. Nothing here imports user code or reads a 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from executor.errors import ProjectError
@@ -229,6 +229,14 @@ class Manifest:
             name: {"is_async": task.is_async, "parameters": [asdict(each) for each in task.parameters]}
             for name, task in tasks.items()
         }
+
+    def to_json(self) -> dict[str, Any]:
+        """The document that `parse_manifest` reads."""
+        doc = {each.name: getattr(self, each.name) for each in fields(self)}
+        environments = [asdict(each) for each in self.environments.values()]
+        for entry in environments:
+            entry["resources"] = entry.pop("shape")
+        return {**doc, "environments": environments, "tasks": [asdict(each) for each in self.tasks.values()]}
 
     def unknown(self) -> list[str]:
         """Names of tasks and environments that are referred to, and that none of the described modules declares."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import shutil
 import threading
 import time
@@ -62,6 +63,7 @@ class Request:
     run:     the id of the run
     fresh:   take nothing from the cache
     resumes: the run that this one goes on with
+    locks:   environment → the lock that it is built from, where it is not to be the one that is found
     isolation: `auto`, or `required` where a run is not to begin unless its tasks are isolated fully
     arguments: what a person sees of inputs that are a value; see `preview.preview_arguments`
     """
@@ -77,6 +79,7 @@ class Request:
     run: str = field(default_factory=lambda: _new_id(time.time()))
     fresh: bool = False
     resumes: RunView | None = None
+    locks: Mapping[str, Path] = field(default_factory=dict)
 
 
 class Stop:
@@ -164,7 +167,7 @@ def run_workflow(request: Request, listen: Listener, progress: Progress, stop: S
     secrets = find_secrets(request.manifest, names, request.runtime, request.home)
     rung = _find_rung(request)
     log_limit = machine.log_limit()
-    specs = [find_spec(request.manifest, name) for name in names]
+    specs = [replace(find_spec(request.manifest, name), lock=request.locks.get(name)) for name in names]
     home, run, stop = request.home, request.run, Stop() if stop is None else stop
     project = take_snapshot(Path(request.manifest.root), home)  # first: building may take minutes, and people edit
     record = Record(home, run)
@@ -189,9 +192,9 @@ def run_workflow(request: Request, listen: Listener, progress: Progress, stop: S
         contextlib.ExitStack() as held,
     ):
         store = Store(home, record.folder / "incoming")
-        tell(_started(request, run, names, project, rung))
+        tell(_started(request, run, names, project, rung, store))
         try:
-            built = _build(request, specs, held, tell, _checked(progress, stop), gpus=gpus)
+            built = _build(request, specs, store, held, tell, _checked(progress, stop), gpus=gpus)
             stop.check()
             plan = Plan(
                 run=run,
@@ -301,7 +304,9 @@ def _find_rung(request: Request) -> Rung | None:
     return rung
 
 
-def _started(request: Request, run: str, names: Sequence[str], project: Path, rung: Rung | None) -> RunStarted:
+def _started(
+    request: Request, run: str, names: Sequence[str], project: Path, rung: Rung | None, store: Store
+) -> RunStarted:
     mounts = {name: request.manifest.environments[name].mounts for name in names}
     return RunStarted(
         run=run,
@@ -313,6 +318,7 @@ def _started(request: Request, run: str, names: Sequence[str], project: Path, ru
         resumes=request.resumes.id if request.resumes else "",
         isolation=rung.describe() if rung else "",
         snapshot=project.name,
+        manifest=store.put_bytes(json.dumps(request.manifest.to_json()).encode()),
         host=_host(request.runtime),
     )
 
@@ -404,6 +410,7 @@ def too_small(manifest: Manifest, names: Sequence[str], home: Path, gpus: Found 
 def _build(
     request: Request,
     specs: Sequence[Spec],
+    store: Store,
     held: contextlib.ExitStack,
     tell: Listener,
     progress: Progress,
@@ -423,6 +430,7 @@ def _build(
                 seconds=made.seconds,
                 image=made.image,
                 lock=found[made.name].digest,
+                lock_file=store.put_bytes(found[made.name].path.read_bytes()),
                 packages=tuple((each.manager, each.name, each.version) for each in found[made.name].packages),
             )
         )

@@ -96,6 +96,7 @@ class CallView:
     key:    of its environment; call_key is that of the call (see `keys`), once its inputs are stored
     origin: where the value of a cached call was computed: the `run` and the `call`
     submitted, ended: seconds since the epoch; shape: what was asked for (see `manifest.Shape`)
+    retries, env_vars, timeout_s: what it was called with
     waiting:   what it waited for last, in words, or empty
     history:   its attempts; arguments: their previews, by name, where they were recorded
     """
@@ -121,6 +122,9 @@ class CallView:
     submitted: float = 0.0
     ended: float | None = None
     shape: dict[str, Any] = field(default_factory=dict)
+    retries: int = 0
+    env_vars: dict[str, str] = field(default_factory=dict)
+    timeout_s: float | None = None
     waiting: str = ""
     arguments: dict[str, Any] | None = None
     history: list[AttemptView] = field(default_factory=list)
@@ -155,7 +159,7 @@ class RunView:
     isolation: which rung the process runtime had, in words
     stopped_by: who wanted it to stop, such as a signal, by its name
     told:    the time of the last fact, in seconds since the epoch
-    host, snapshot: see `events.RunStarted`; empty in records of earlier versions
+    host, snapshot, manifest: see `events.RunStarted`; empty in records of earlier versions
     """
 
     id: str
@@ -174,6 +178,7 @@ class RunView:
     told: float = 0.0
     host: dict[str, Any] = field(default_factory=dict)
     snapshot: str = ""
+    manifest: str = ""
     environments: dict[str, dict[str, Any]] = field(default_factory=dict)
     calls: dict[str, CallView] = field(default_factory=dict)
 
@@ -276,6 +281,7 @@ def _run_started(view: RunView, fact: dict[str, Any]) -> None:
     view.target, view.resumes = fact.get("target", ""), fact.get("resumes", "")
     view.isolation = fact.get("isolation", "")
     view.host, view.snapshot = fact.get("host", {}), fact.get("snapshot", "")
+    view.manifest = fact.get("manifest", "")
 
 
 def _environment_ready(view: RunView, fact: dict[str, Any]) -> None:
@@ -293,6 +299,9 @@ def _call_submitted(view: RunView, fact: dict[str, Any]) -> None:
         python=made.get("python", ""),
         submitted=fact["at"],
         shape=fact.get("shape", {}),
+        retries=fact.get("retries", 0),
+        env_vars=fact.get("env_vars", {}),
+        timeout_s=fact.get("timeout_s"),
         arguments=fact.get("arguments"),
     )
 

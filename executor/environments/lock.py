@@ -90,6 +90,8 @@ class Lock:
 
 def find_lock(spec: Spec, *, home: Path, glibc: str) -> Path:
     """Where the lock of a specification is, or will be."""
+    if spec.lock:
+        return spec.lock
     beside = spec.path.with_name("conda-lock.yml") if spec.path and len(spec.sources) == 1 else None
     if beside and spec.path and spec.path.name.startswith("environment.") and beside.exists():
         return beside

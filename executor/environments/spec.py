@@ -63,6 +63,7 @@ class Spec:
     cuda:     False takes CPU builds where they can be had; None leaves it to the indexes
     apt:      packages of the base's distribution
     lines:    the same: name → requirement → where it stands, such as `envs/x/environment.yml:7`
+    lock:     the lock to be taken, where it is not the one that is found for it: that of an earlier run
     """
 
     name: str
@@ -76,6 +77,7 @@ class Spec:
     variables: Mapping[str, str] = field(default_factory=dict)
     apt: tuple[str, ...] = ()
     lines: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    lock: Path | None = None
 
     @property
     def digest(self) -> str:

@@ -75,6 +75,20 @@ def test_what_is_no_manifest_is_refused(field: str) -> None:
             parse_manifest(each)
 
 
+def test_a_manifest_survives_its_own_json() -> None:
+    """What the record keeps of a project is all of it."""
+    whole = {
+        **environment("a", "b", "c"),
+        "spec": {"pip": ["x"]},
+        "preload": ["json"],
+        "mounts": [{"source": "/data", "target": "/d"}],
+        "secrets": [{"key": "K", "group": None, "variable": "K", "file": False}],
+        "network": False,
+    }
+    read = manifest(whole, environment("b"), environment("c"))
+    assert parse_manifest(json.loads(json.dumps(read.to_json()))) == read
+
+
 def test_what_is_reachable_comes_dependencies_first() -> None:
     """Each once, however many ways lead to it; and nothing that no call can reach."""
     read = manifest(
