@@ -1,8 +1,9 @@
 """Fixtures of all tests: a home, an engine, a runtime, a project, the command; and the check that nothing is left.
 
 Variables that steer a session:
-RUN_LOCAL_TEST_HOME  the RUN_LOCAL_HOME of all runs; otherwise a folder that stays in the cache, so that environments
-                     are built once, or with CI=true a new one that is removed at the end, with the images made for it
+RUN_LOCAL_TEST_HOME  where the RUN_LOCAL_HOME of all runs is, one for each worker; otherwise folders that stay in the
+                     cache, so that environments are built once, or with CI=true new ones that are removed at the end,
+                     with the images made for them
 RUN_LOCAL_REQUIRE    what must be there, for example `docker,chromium`: without it, tests fail instead of skipping
 """
 
@@ -14,7 +15,7 @@ import shutil
 import sys
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import NoReturn
 
@@ -39,6 +40,8 @@ __all__ = ["FakeGpus", "Finished", "Interpreter", "MakeProject", "RunLocal"]
 
 REQUIRED = frozenset(os.environ.get("RUN_LOCAL_REQUIRE", "").split(","))
 IN_CI = os.environ.get("CI") == "true"
+WORKER = os.environ.get("PYTEST_XDIST_WORKER", "")
+BEFORE = pytest.StashKey[tuple[Leftovers, set[str], set[str]]]()
 TEST_HOME = os.environ.get("RUN_LOCAL_TEST_HOME", "")
 
 #: How docker's own clients find the engine; everything else of theirs is kept from the tests.
@@ -50,6 +53,33 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "engine" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.docker)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_sessionfinish(session: pytest.Session) -> Generator[None]:
+    """Fail if anything of ours is left on the machine that has nobody else, once all workers are through."""
+    yield
+    if BEFORE in session.stash:
+        watch, before, images = session.stash[BEFORE]
+        left = watch.since(before)
+        watch.remove(left)
+        if left:
+            sys.stderr.write("\n  ".join(["\nleft behind:", *left]) + "\n")
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+        if watch.engine is not None:
+            for image in _images(watch.engine) - images:
+                watch.engine.api.remove_image(image, force=True)
+            watch.engine.close()
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Remember what is there before anything runs, where nobody else is."""
+    if IN_CI and not WORKER:
+        with contextlib.suppress(MachineError):
+            engine = dockerd.connect()
+            nowhere = Path("/nonexistent")
+            watch = Leftovers(home=nowhere, session=uuid.uuid4().hex, scratch=nowhere, engine=engine, alone=True)
+            session.stash[BEFORE] = watch, watch.find(), _images(engine)
 
 
 def lacking(what: str, why: str) -> NoReturn:
@@ -93,17 +123,13 @@ def home(possible_engine: docker.DockerClient | MachineError) -> Iterator[Path]:
     """The RUN_LOCAL_HOME that all runs of the session share."""
     if TEST_HOME or not IN_CI:
         with contextlib.ExitStack() as held:
-            path = Path(TEST_HOME) if TEST_HOME else held.enter_context(_free_home())
+            path = Path(TEST_HOME) / WORKER if TEST_HOME else held.enter_context(_free_home())
             path.mkdir(parents=True, exist_ok=True, mode=0o700)
             yield path.resolve()
         return
-    images = _images(possible_engine)
     path = Path(tempfile.mkdtemp(prefix="run-local-tests-")).resolve()
     yield path
     remove_tree(path)
-    if not isinstance(possible_engine, MachineError):
-        for image in _images(possible_engine) - images:
-            possible_engine.api.remove_image(image, force=True)
 
 
 @contextlib.contextmanager
@@ -119,9 +145,7 @@ def _free_home() -> Iterator[Path]:
             return
 
 
-def _images(engine: docker.DockerClient | MachineError) -> set[str]:
-    if isinstance(engine, MachineError):
-        return set()
+def _images(engine: docker.DockerClient) -> set[str]:
     return {image["Id"] for image in engine.api.images(filters={"label": dockerd.LABEL})}
 
 
@@ -130,7 +154,7 @@ def leftovers(home: Path, possible_engine: docker.DockerClient | MachineError) -
     """Fails the session if a container, process, mount or file of it is left, and names it."""
     scratch = Path(tempfile.mkdtemp(prefix="rl-", dir="/tmp"))  # short: the path of a socket has 108 bytes at most
     found = None if isinstance(possible_engine, MachineError) else possible_engine
-    watch = Leftovers(home=home, session=uuid.uuid4().hex, scratch=scratch, engine=found, alone=IN_CI)
+    watch = Leftovers(home=home, session=uuid.uuid4().hex, scratch=scratch, engine=found)
     before = watch.find()
     yield watch
     try:
