@@ -25,7 +25,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from executor.version import VERSION as RUN_LOCAL_VERSION
-from executor.worker import child, confinement, folders, gpus, kernel, memory
+from executor.worker import child, confinement, folders, gpus, groups, kernel, memory
 from executor.worker.masking import Mask
 from executor.worker.output import Output
 from executor.worker.protocol import (
@@ -62,9 +62,7 @@ class _Attempt:
         self.reported = ""
         self.status: int | None = None
         self.usage: Any = None
-        self.oom_kills = kernel.oom_kills()
-        self.memory_peak = kernel.memory_peak()
-        self.pids_refused = kernel.pids_refused()
+        self.counted = groups.counts()
 
 
 class Agent:
@@ -442,8 +440,9 @@ def _verdict(attempt: _Attempt) -> dict[str, Any]:
     assert attempt.status is not None
     killer = os.WTERMSIG(attempt.status) if os.WIFSIGNALED(attempt.status) else None
     exit_code = None if killer else os.WEXITSTATUS(attempt.status)
-    oom_kills = kernel.oom_kills() - attempt.oom_kills
-    pids_refused = kernel.pids_refused() - attempt.pids_refused
+    counted = groups.counts()
+    oom_kills = counted.oom_kills - attempt.counted.oom_kills
+    pids_refused = counted.pids_refused - attempt.counted.pids_refused
     starved = oom_kills > 0 and (killer == signal.SIGKILL or attempt.reported != "RESULT")
     told = {"RESULT": "ok", "ERROR": "raised"}.get(attempt.reported, "exit")
     evidence: dict[str, Any] = {
@@ -454,14 +453,13 @@ def _verdict(attempt: _Attempt) -> dict[str, Any]:
         "peak_bytes": attempt.usage.ru_maxrss * 1024,
         "output_bytes": attempt.output.written,
     }
-    if kernel.memory_peak() > attempt.memory_peak:
-        evidence["group_peak_bytes"] = kernel.memory_peak()
+    if counted.memory_peak > attempt.counted.memory_peak:
+        evidence["group_peak_bytes"] = counted.memory_peak
     if oom_kills > 0:
-        evidence.update(
-            oom_kills=oom_kills, oom_task=killer == signal.SIGKILL, memory_limit_bytes=kernel.memory_limit()
-        )
+        limit = groups.limits()["memory_limit_bytes"]
+        evidence.update(oom_kills=oom_kills, oom_task=killer == signal.SIGKILL, memory_limit_bytes=limit)
     if pids_refused > 0:
-        evidence.update(pids_refused=pids_refused, pids_limit=kernel.pids_limit())
+        evidence.update(pids_refused=pids_refused, pids_limit=groups.limits()["pids_limit"])
     if killer == signal.SIGBUS:
         evidence["shm_bytes"] = kernel.size_of("/dev/shm")  # noqa: S108
     return evidence

@@ -211,57 +211,6 @@ def prefer_as_oom_victim() -> None:
         _write("/proc/self/oom_score_adj", "1000")
 
 
-def oom_kills() -> int:
-    """How often the kernel has killed something in our control group for want of memory."""
-    told = _of_group("memory.events") or _of_group("memory.oom_control", "memory")
-    return _counted(told, "oom_kill")
-
-
-def pids_refused() -> int:
-    """How often a process or thread could not be started in our control group because there were too many."""
-    return _counted(_of_group("pids.events") or _of_group("pids.events", "pids"), "max")
-
-
-def pids_limit() -> int | None:
-    """How many processes and threads our control group may have; None where nothing limits it."""
-    told = _of_group("pids.max") or _of_group("pids.max", "pids")
-    return int(told) if told.strip().isdigit() else None
-
-
-def memory_limit() -> int | None:
-    """How many bytes our control group may use; None where that is all that the machine has."""
-    told = _of_group("memory.max") or _of_group("memory.limit_in_bytes", "memory")
-    limit = int(told) if told.strip().isdigit() else None
-    return limit if limit is not None and limit < _machine_bytes() else None
-
-
-def memory_peak() -> int:
-    """The most bytes that our control group has ever used; 0 where nobody counts that."""
-    told = _of_group("memory.peak") or _of_group("memory.max_usage_in_bytes", "memory")
-    return int(told) if told.strip().isdigit() else 0
-
-
-def _machine_bytes() -> int:
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
-def _of_group(name: str, controller: str = "") -> str:
-    """What a file of our control group says; empty where there is none. controller: in version 1, which hierarchy.
-
-    In a container our group is the root of what is mounted; elsewhere it is where /proc says.
-    """
-    for line in _read("/proc/self/cgroup").splitlines():
-        _, controllers, path = line.split(":", 2)
-        if controller in controllers.split(","):
-            base = f"/sys/fs/cgroup/{controller}".rstrip("/")
-            return _read(f"{base}{path.rstrip('/')}/{name}") or _read(f"{base}/{name}")
-    return ""
-
-
-def _counted(told: str, name: str) -> int:
-    return next((int(line.split()[1]) for line in told.splitlines() if line.startswith(f"{name} ")), 0)
-
-
 def end_descendants() -> None:
     """Kill and collect everything below this process, which has to be a subreaper.
 

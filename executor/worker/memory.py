@@ -20,6 +20,8 @@ import sys
 import weakref
 from typing import Any
 
+from executor.worker import groups
+
 #: Since Python 3.13 a map need not keep its file open.
 _WITHOUT_FILE: dict[str, Any] = {"trackfd": False} if sys.version_info >= (3, 13) else {}
 
@@ -84,35 +86,16 @@ def is_sealed(fd: int) -> bool:
 
 def used_share() -> float:
     """How much of our control group's memory is in use and cannot be dropped; 0 where there is no limit."""
-    limit, used = _group()
+    limit, used = groups.memory_use()
     return used / limit if limit else 0.0
 
 
 def _has_room(size: int) -> bool:
     """Whether a copy of this many bytes leaves as much again, in our control group and on the machine."""
-    limit, used = _group()
+    limit, used = groups.memory_use()
     available = [line.split()[1] for line in _read("/proc/meminfo").splitlines() if line.startswith("MemAvailable:")]
     free = [int(text) * 1024 for text in available] + ([limit - used] if limit else [])
     return bool(available) and 2 * size <= min(free)
-
-
-def _group() -> tuple[int, int]:
-    """The memory limit of our control group and what is used of it, both in bytes; (0, 0) where there is no limit."""
-    for folder, limit, used, of_files in (
-        ("/sys/fs/cgroup", "memory.max", "memory.current", ("inactive_file ", "active_file ")),
-        (
-            "/sys/fs/cgroup/memory",
-            "memory.limit_in_bytes",
-            "memory.usage_in_bytes",
-            ("total_inactive_file ", "total_active_file "),
-        ),
-    ):
-        most = _read(f"{folder}/{limit}").strip()
-        if most.isdigit() and int(most) < 2**60:
-            lines = _read(f"{folder}/memory.stat").splitlines()
-            dropped = sum(int(line.split()[1]) for line in lines if line.startswith(of_files))
-            return int(most), int(_read(f"{folder}/{used}") or 0) - dropped
-    return 0, 0
 
 
 def _is_untouched(start: int, size: int) -> bool:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from executor.worker import confinement, kernel
+from executor.worker import confinement, groups, kernel
 
 ONE = {"memory.limit_in_bytes": "1048576", "memory.memsw.limit_in_bytes": "1048576"}
 QUOTA = {"cpu.cfs_quota_us": "50000", "cpu.cfs_period_us": "100000"}
@@ -58,7 +58,7 @@ def test_a_container_of_version_1_sees_its_own_group_at_the_mount(machine: Machi
     machine.write(machine.one("memory", "/docker/c0ffee", shown="/docker/c0ffee"), ONE)
     machine.write(machine.one("cpu,cpuacct", "/docker/c0ffee", shown="/docker/c0ffee"), QUOTA)
     machine.write(machine.one("pids", "/docker/c0ffee", shown="/docker/c0ffee"), {"pids.max": "17"})
-    assert confinement.limits(machine.process) == ALL
+    assert groups.limits(machine.process) == ALL
 
 
 def test_a_group_of_version_1_below_others_is_held_by_the_narrowest(machine: Machine) -> None:
@@ -67,8 +67,8 @@ def test_a_group_of_version_1_below_others_is_held_by_the_narrowest(machine: Mac
     machine.write(memory / "outer/inner", {"memory.limit_in_bytes": "9223372036854771712"})
     machine.write(memory / "outer", {"memory.limit_in_bytes": "4194304"})
     machine.write(memory, {"memory.limit_in_bytes": "9223372036854771712"})
-    assert confinement.limits(machine.process) == {**NONE, "memory_limit_bytes": 2**22}
-    assert confinement.control_groups("memory", machine.process)[0] == str(memory / "outer/inner")
+    assert groups.limits(machine.process) == {**NONE, "memory_limit_bytes": 2**22}
+    assert groups.folders("memory", machine.process)[0] == str(memory / "outer/inner")
 
 
 @pytest.mark.parametrize(
@@ -84,7 +84,7 @@ def test_a_group_of_version_1_below_others_is_held_by_the_narrowest(machine: Mac
 def test_version_2_is_found_however_it_is_shown(machine: Machine, group: str, shown: str, folder: str) -> None:
     """In a namespace of its own the group is the root; without one it is a path; one from outside has `..` in it."""
     machine.write(machine.two(group, shown=shown) / folder, TWO)
-    assert confinement.limits(machine.process) == ALL
+    assert groups.limits(machine.process) == ALL
 
 
 def test_both_versions_beside_each_other(machine: Machine) -> None:
@@ -92,7 +92,7 @@ def test_both_versions_beside_each_other(machine: Machine) -> None:
     unified = machine.two("/x", name="unified")
     machine.write(machine.one("memory", "/x") / "x", ONE)
     machine.write(unified / "x", {"cpu.max": "50000 100000", "pids.max": "17"})
-    assert confinement.limits(machine.process) == ALL
+    assert groups.limits(machine.process) == ALL
 
 
 def test_without_a_limit_there_is_none(machine: Machine) -> None:
@@ -100,20 +100,20 @@ def test_without_a_limit_there_is_none(machine: Machine) -> None:
     unlimited = {"memory.max": "max", "memory.swap.max": "max", "cpu.max": "max 100000", "pids.max": "max"}
     group = machine.two("/")
     machine.write(group, unlimited)
-    assert confinement.limits(machine.process) == {**NONE, "swap_limit_bytes": 2**60}
+    assert groups.limits(machine.process) == {**NONE, "swap_limit_bytes": 2**60}
     (group / "memory.swap.max").unlink()
-    assert confinement.limits(machine.process) == NONE
+    assert groups.limits(machine.process) == NONE
 
 
 def test_swap_counts_beside_memory(machine: Machine) -> None:
     """Version 1 limits the two together."""
     machine.write(machine.one("memory", "/"), {**ONE, "memory.memsw.limit_in_bytes": "3145728"})
-    assert confinement.limits(machine.process)["swap_limit_bytes"] == 2**21
+    assert groups.limits(machine.process)["swap_limit_bytes"] == 2**21
 
 
 def test_without_control_groups_nothing_is_known(machine: Machine) -> None:
     """As on a machine where they are not mounted; neither is an error."""
-    assert confinement.limits(machine.process) == NONE
+    assert groups.limits(machine.process) == NONE
 
 
 def test_the_facts_of_this_process_are_those_of_the_kernel() -> None:

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from executor.data.leases import settle
 from executor.data.store import Blob, FileRef, Given, Store, Value, ValueRefused, read_value
 from executor.errors import UsageError
-from executor.worker import memory, payload
+from executor.worker import groups, memory, payload
 from executor.worker.preview import preview
 
 VALUES = st.recursive(
@@ -357,7 +357,7 @@ def test_memory_that_can_still_be_changed_is_refused(slot: Slot, tmp_path: Path)
 
 def test_without_room_in_memory_a_value_is_a_file(slot: Slot, monkeypatch: pytest.MonkeyPatch) -> None:
     """A producer is not killed for a second copy of its value."""
-    monkeypatch.setattr(memory, "_group", lambda: (1_000_000, 700_000))
+    monkeypatch.setattr(groups, "memory_use", lambda: (1_000_000, 700_000))
     parcel = payload.dump(bytearray(400_000), slot.folders, keep=True)
     assert (parcel.fds, parcel.place["at"]) == ([], "v1")
     assert slot.give(slot.take(parcel)) == bytes(400_000)
