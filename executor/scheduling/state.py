@@ -2,8 +2,9 @@
 
 A call waits until its share of the machine is free, runs in attempts, and ends once. Order: calls that want a GPU, then
 children before other roots, so that live containers stay few, then those with the longest way to the end of the run, then
-as they came. Whatever fits may go before what does not (backfill), with one reservation: what waits first, and either
-wants a GPU or was overtaken often enough, gets what becomes free.
+as they came. Whatever fits may go before what does not (backfill), with one reservation: what waits first
+and was overtaken often enough gets what becomes free. Not sooner: devices that are kept for a call that wants several
+of them stand still meanwhile.
 
 A caller that waits for its calls is blocked and lends its CPU, so nesting can be deeper than the machine has cores; memory
 and GPUs it keeps, because they are really in use. What can never run, or could only run if its callers first gave back
@@ -318,7 +319,7 @@ class SchedulerState:
             if gpus is None:
                 if not self._is_held_outside(call) and first is None:
                     first = call
-                    if reserves and (call.shape.gpus > 1 or call.overtaken >= _MOST_OVERTAKES):
+                    if reserves and call.overtaken >= _MOST_OVERTAKES:
                         kept_millicpus, kept_bytes = call.millicpus, call.shape.memory_bytes
                         keeps_devices = bool(call.shape.gpus)
                 if call.shape.gpus:
