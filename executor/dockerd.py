@@ -63,7 +63,8 @@ def connect(patience_s: int = 600) -> docker.DockerClient:
     address = os.environ.get("DOCKER_HOST") or _socket()
     try:
         _knock(address)
-        client = docker.DockerClient(base_url=address, timeout=_PING_S, version="auto")  # which asks for the version
+        known = _versions.get(_engine_at(address), {})
+        client = docker.DockerClient(base_url=address, timeout=_PING_S, version=known.get("ApiVersion", "auto"))
         client.api.timeout = patience_s
     except (DockerException, RequestException, OSError) as exc:
         raise MachineError(
@@ -72,6 +73,29 @@ def connect(patience_s: int = 600) -> docker.DockerClient:
             hint="start it (`systemctl start docker`), or use `--runtime process`",
         ) from exc
     return client
+
+
+#: What engines that were asked say of themselves: a command connects to one several times.
+_versions: dict[str, dict[str, Any]] = {}
+
+
+def _version(client: docker.DockerClient) -> dict[str, Any]:
+    """Name, version and API version of an engine, as it tells them."""
+    engine = _engine_at(os.environ.get("DOCKER_HOST") or _socket())
+    if engine not in _versions:
+        _versions[engine] = client.version()
+    return _versions[engine]
+
+
+def _engine_at(address: str) -> str:
+    """An engine by its address; one that was started anew, perhaps in another version, has made its socket anew."""
+    if not address.startswith("unix://"):
+        return address
+    try:
+        made = Path(address.removeprefix("unix://")).stat()
+    except OSError:
+        return address
+    return f"{address} {made.st_ino} {made.st_ctime_ns}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +109,7 @@ class Kind:
 def kind_of(client: docker.DockerClient) -> Kind:
     """What a client talks to."""
     with translated("the engine cannot be asked what it is"):
-        names = [str(each.get("Name", "")) for each in client.version().get("Components") or ()]
+        names = [str(each.get("Name", "")) for each in _version(client).get("Components") or ()]
         info = client.info()
     rootless = bool(info.get("Rootless")) or "name=rootless" in (info.get("SecurityOptions") or ())
     return Kind(podman=any(name.startswith("Podman") for name in names), rootless=rootless)
@@ -136,7 +160,7 @@ def describe_engine(client: docker.DockerClient) -> str:
 def engine_version(client: docker.DockerClient) -> str:
     """What answers, by name and version."""
     with translated("the engine cannot be asked what it is"):
-        version = client.version()
+        version = _version(client)
     return f"{(version.get('Components') or [{}])[0].get('Name', 'Engine')} {version['Version']}"
 
 

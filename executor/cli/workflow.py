@@ -2,28 +2,36 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from executor import machine, runs
+from executor import machine
 from executor.cli import inputs, interrupted, print_json
-from executor.console import ConsoleView, render_failure
-from executor.data.records import RunView
-from executor.data.store import Value
 from executor.describe import describe
 from executor.manifest import Manifest, TaskEntry
+
+if TYPE_CHECKING:
+    from executor.data.records import RunView
+    from executor.data.store import Value
 
 _EXIT_CODES = {"succeeded": 0, "failed": 1}
 
 
 def workflow_command(name: str) -> click.Command:
-    """The command for a workflow; the project is described to make it."""
-    manifest, task = describe(name, Path.cwd())
+    """The command for a workflow; the project is described to make it, and meanwhile what runs it is loaded."""
+    loading = threading.Thread(target=importlib.import_module, args=("executor.runs",))
+    loading.start()
+    try:
+        manifest, task = describe(name, Path.cwd())
+    finally:
+        loading.join()
     options = [
         click.Option(
             ["--runtime"],
@@ -70,6 +78,9 @@ class Wanted:
 
 def run(wanted: Wanted, *, runtime: str, isolation: str | None, as_json: bool, verbose: bool) -> int:
     """Run it with a view of it on stderr, print what it came to, and answer with the exit code."""
+    from executor import runs  # noqa: PLC0415
+    from executor.console import ConsoleView  # noqa: PLC0415
+
     isolation = machine.isolation(isolation)
     home = machine.home()
     runs.remove_dead(home)
@@ -84,7 +95,10 @@ def run(wanted: Wanted, *, runtime: str, isolation: str | None, as_json: bool, v
 
 
 def _report(view: RunView, as_json: bool) -> None:
-    result = runs.result_document(view)
+    from executor.console import render_failure  # noqa: PLC0415
+    from executor.runs import result_document  # noqa: PLC0415
+
+    result = result_document(view)
     if as_json:
         print_json(document(view, result))
     elif view.status == "succeeded" and result is not None:
