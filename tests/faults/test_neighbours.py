@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,9 +16,11 @@ from pathlib import Path
 import docker
 import pytest
 
-from tests.faults.conftest import Alive
+from tests.faults.conftest import PATIENCE_S, Alive
 from tests.faults.test_killed import DEAD_S, kill, statuses
 from tests.harness import Leftovers, RunLocal
+
+HAUNTING = 7  # the command, and a child and a daemon of each of its three calls
 
 
 def start_haunting(run_local: RunLocal, root: Path, runtime: str, token: str) -> subprocess.Popen[str]:
@@ -33,6 +36,15 @@ def of_tasks(alive: Alive) -> list[str]:
     return [line for line in alive.find() if line.endswith("of a task")]
 
 
+def settled(alive: Alive) -> list[str]:
+    """The processes of a run that haunts, once those that only started others are gone."""
+    deadline = time.monotonic() + PATIENCE_S
+    while len(found := of_tasks(alive)) != HAUNTING and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert len(found) == HAUNTING
+    return found
+
+
 def test_the_dead_are_cleared_away_and_the_living_are_not(
     run_local: RunLocal, haunted: Path, runtime: str, alive: Alive, token: str
 ) -> None:
@@ -41,8 +53,7 @@ def test_the_dead_are_cleared_away_and_the_living_are_not(
     other = replace(alive, token=f"{token}-other")
     killed = start_haunting(run_local, haunted, runtime, token)
     lives = start_haunting(run_local, haunted, runtime, other.token)
-    before = of_tasks(other)
-    assert len(before) >= 6
+    before = settled(other)
     kill(killed)
     assert run_local("two", "--runtime", runtime, cwd=haunted).stdout == "2\n"
     assert of_tasks(alive) == []
