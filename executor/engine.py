@@ -36,6 +36,7 @@ from executor.events import (
     CallSubmitted,
     CallWaiting,
     CancelAttempt,
+    CodeReached,
     Command,
     DevicesSeen,
     EndCall,
@@ -200,6 +201,7 @@ class Engine:
         self._first_look: asyncio.Task[None] | None = None  # at the devices
         self._watching: asyncio.Task[None] | None = None  # for those that others have
         self._ended: dict[str, CallEnded] = {}
+        self._told_code: set[str] = set()
         self._references = plan.manifest.referred()
 
     async def run(self) -> CallEnded:
@@ -283,6 +285,7 @@ class Engine:
             arguments=call.arguments,
             env_vars=call.terms.env_vars,
             timeout_s=call.terms.timeout_s,
+            cache=call.terms.cache.behavior,
         )
         call.keyed = self._beside(self._find_key(name, call), self._storing)
         if self._plan.cache.is_asked(call.terms) or call.terms.shape.gpus:
@@ -295,7 +298,11 @@ class Engine:
         """Commit the inputs of a call, and make its key of them."""
         ref = await self._commit(call.inputs)
         call.key = await self._in_thread(self._plan.cache.key, call.task, call.terms, ref)
-        self._listen(InputsCommitted(call=name, inputs=ref.to_json(), key=call.key.digest))
+        if call.key.code_digest not in self._told_code:
+            self._told_code.add(call.key.code_digest)
+            self._listen(CodeReached(digest=call.key.code_digest, parts=call.key.code))
+        parts = call.key.told()
+        self._listen(InputsCommitted(call=name, inputs=ref.to_json(), key=call.key.digest, parts=parts))
 
     async def _prepare(self, name: str, call: _Call, submitted: CallSubmitted) -> None:
         """End a call whose value is there already; any other one goes to the scheduler, once that knows the devices."""

@@ -45,6 +45,7 @@ class RunStarted:
     isolation: which rung the process runtime has, in words (see `runtimes.rungs`); empty for containers
     snapshot: which copy of the source it uses
     manifest: the digest of the project's description in the store (see `Manifest.to_json`)
+    fresh:   nothing is taken from the cache
     host: this machine: `name`, `kernel`, `cores`, `memory_bytes`, `engine`, `python`, and run-local's `version`
     """
 
@@ -58,6 +59,7 @@ class RunStarted:
     isolation: str = ""
     snapshot: str = ""
     manifest: str = ""
+    fresh: bool = False
     host: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -86,7 +88,7 @@ class CallSubmitted:
 
     rank: the seconds that are expected from its start to the end of the run; calls with more go first
     arguments: the preview of each, by name
-    env_vars, timeout_s: what it was called with; seconds, or None
+    env_vars, timeout_s, cache: what it was called with; seconds, or None; see `authoring.Cache`
     """
 
     call: str
@@ -100,6 +102,7 @@ class CallSubmitted:
     arguments: Mapping[str, Any] | None = None
     env_vars: Mapping[str, str] = field(default_factory=dict)
     timeout_s: float | None = None
+    cache: str = "disable"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,12 +114,24 @@ class CallWaiting:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CodeReached:
+    """What code a task reaches; told once, before the first call that reaches it (see `reach.Reach`)."""
+
+    digest: str
+    parts: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class InputsCommitted:
-    """The inputs of a call are in the store, so its key is known (see `keys`)."""
+    """The inputs of a call are in the store, so its key is known.
+
+    parts: what it was made of, as far as no other fact tells it (see `keys.CallKey.told`)
+    """
 
     call: str
     inputs: Mapping[str, Any]
     key: str
+    parts: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -229,6 +244,7 @@ Fact = (
     | EnvironmentReady
     | CallSubmitted
     | CallWaiting
+    | CodeReached
     | InputsCommitted
     | AttemptStarted
     | LogWritten

@@ -41,6 +41,12 @@ class CallKey:
         """Plain data, for the record."""
         return asdict(self)
 
+    def told(self) -> dict[str, Any]:
+        """What the record of a call says of it: names of environments, a digest of the code, and what is not empty."""
+        few = {"variables": self.variables, "mounts": self.mounts, "versions": self.versions}
+        found = {name: dict(each) for name, each in few.items() if each}
+        return {"environments": list(self.environments), "code": self.code_digest, **found}
+
     @property
     def digest(self) -> str:
         """The key itself: 64 hexadecimal digits."""

@@ -318,6 +318,7 @@ def _started(
         resumes=request.resumes.id if request.resumes else "",
         isolation=rung.describe() if rung else "",
         snapshot=project.name,
+        fresh=request.fresh,
         manifest=store.put_bytes(json.dumps(request.manifest.to_json()).encode()),
         host=_host(request.runtime),
     )

@@ -42,6 +42,8 @@ COMMANDS = {
     "report": ("executor.cli.report", "Write one run as an HTML page: timeline, calls, logs, resources, environments."),
     "resume": ("executor.cli.resume", "Go on with a run that failed, was stopped or was killed."),
     "runs": ("executor.cli.records", "List past runs, newest first."),
+    "diff": ("executor.cli.why", "Say what is different between two runs: code, packages, inputs, outputs, times."),
+    "why": ("executor.cli.why", "Say why calls of a run ran, or were taken from the cache: what changed."),
     "show": ("executor.cli.records", "Show one run: its calls, how each ended, where its outputs are."),
 }
 

@@ -96,7 +96,8 @@ class CallView:
     key:    of its environment; call_key is that of the call (see `keys`), once its inputs are stored
     origin: where the value of a cached call was computed: the `run` and the `call`
     submitted, ended: seconds since the epoch; shape: what was asked for (see `manifest.Shape`)
-    retries, env_vars, timeout_s: what it was called with
+    retries, env_vars, timeout_s, cache: what it was called with
+    parts:  what its key was made of (see `keys.CallKey.told`)
     waiting:   what it waited for last, in words, or empty
     history:   its attempts; arguments: their previews, by name, where they were recorded
     """
@@ -125,6 +126,8 @@ class CallView:
     retries: int = 0
     env_vars: dict[str, str] = field(default_factory=dict)
     timeout_s: float | None = None
+    cache: str = "disable"
+    parts: dict[str, Any] = field(default_factory=dict)
     waiting: str = ""
     arguments: dict[str, Any] | None = None
     history: list[AttemptView] = field(default_factory=list)
@@ -159,7 +162,8 @@ class RunView:
     isolation: which rung the process runtime had, in words
     stopped_by: who wanted it to stop, such as a signal, by its name
     told:    the time of the last fact, in seconds since the epoch
-    host, snapshot, manifest: see `events.RunStarted`; empty in records of earlier versions
+    host, snapshot, manifest, fresh: see `events.RunStarted`; empty in records of earlier versions
+    code:    digest → parts of the code that calls of it reach (see `events.CodeReached`)
     """
 
     id: str
@@ -179,6 +183,8 @@ class RunView:
     host: dict[str, Any] = field(default_factory=dict)
     snapshot: str = ""
     manifest: str = ""
+    fresh: bool = False
+    code: dict[str, dict[str, str]] = field(default_factory=dict)
     environments: dict[str, dict[str, Any]] = field(default_factory=dict)
     calls: dict[str, CallView] = field(default_factory=dict)
 
@@ -205,6 +211,14 @@ def log_name(call: str, attempt: int = 1) -> str:
     if len(call) > _LONGEST_NAME:
         call = f"{call[:_LONGEST_NAME]}~{hashlib.sha256(call.encode()).hexdigest()[:16]}"
     return f"{call}@{attempt}.log" if attempt > 1 else f"{call}.log"
+
+
+def newest_runs(home: Path, *, before: str) -> Iterator[RunView]:
+    """The newest of the runs that began before one, the newest first; those with very large journals are passed over."""
+    for run in reversed([each for each in run_ids(home) if each < before][-_NEWEST:]):
+        journal = home / "runs" / run / "journal.jsonl"
+        if journal.exists() and journal.stat().st_size <= _MOST_BYTES:
+            yield _read(journal.parent)
 
 
 def past_times(home: Path, workflow: str) -> list[list[Recorded]]:
@@ -281,7 +295,7 @@ def _run_started(view: RunView, fact: dict[str, Any]) -> None:
     view.target, view.resumes = fact.get("target", ""), fact.get("resumes", "")
     view.isolation = fact.get("isolation", "")
     view.host, view.snapshot = fact.get("host", {}), fact.get("snapshot", "")
-    view.manifest = fact.get("manifest", "")
+    view.manifest, view.fresh = fact.get("manifest", ""), fact.get("fresh", False)
 
 
 def _environment_ready(view: RunView, fact: dict[str, Any]) -> None:
@@ -302,13 +316,18 @@ def _call_submitted(view: RunView, fact: dict[str, Any]) -> None:
         retries=fact.get("retries", 0),
         env_vars=fact.get("env_vars", {}),
         timeout_s=fact.get("timeout_s"),
+        cache=fact.get("cache", "disable"),
         arguments=fact.get("arguments"),
     )
 
 
+def _code_reached(view: RunView, fact: dict[str, Any]) -> None:
+    view.code[fact["digest"]] = fact["parts"]
+
+
 def _inputs_committed(view: RunView, fact: dict[str, Any]) -> None:
     call = view.calls[fact["call"]]
-    call.inputs, call.call_key = fact["inputs"], fact["key"]
+    call.inputs, call.call_key, call.parts = fact["inputs"], fact["key"], fact.get("parts", {})
 
 
 def _call_waiting(view: RunView, fact: dict[str, Any]) -> None:
@@ -350,6 +369,7 @@ _FOLDS: dict[str, Callable[[RunView, dict[str, Any]], None]] = {
     "RunStarted": _run_started,
     "EnvironmentReady": _environment_ready,
     "CallSubmitted": _call_submitted,
+    "CodeReached": _code_reached,
     "InputsCommitted": _inputs_committed,
     "CallWaiting": _call_waiting,
     "AttemptStarted": _attempt_started,
