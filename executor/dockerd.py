@@ -172,6 +172,16 @@ def load(client: docker.DockerClient, archive: Iterator[bytes]) -> None:
                 raise MachineError("an image cannot be loaded", why=str(answer["error"]))
 
 
+def has_image(client: docker.DockerClient, reference: str) -> bool:
+    """Whether the engine has an image of this name."""
+    with translated(f"`{reference}` cannot be looked at"):
+        try:
+            client.images.get(reference)
+        except ImageNotFound:
+            return False
+    return True
+
+
 def save(client: docker.DockerClient, reference: str, target: Path) -> None:
     """Save an image to a file, as an archive."""
     with translated(f"`{reference}` cannot be saved"), target.open("wb") as file:

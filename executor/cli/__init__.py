@@ -29,6 +29,7 @@ from executor.version import VERSION
 #: Name → the module that is loaded when the command is used, and what `--help` says without loading it.
 COMMANDS = {
     "build": ("executor.cli.environments", "Build environments: images, or prefixes for the process runtime."),
+    "bundle": ("executor.cli.bundle", "Write a run to one file, with all that another machine needs to make it again."),
     "channel": (
         "executor.cli.channel",
         "Make a conda channel from the Python at hand and from wheels; list what it holds.",
@@ -40,6 +41,7 @@ COMMANDS = {
     "logs": ("executor.cli.records", "Print what the tasks of a run wrote."),
     "plan": ("executor.cli.plan", "Say what running a workflow would lock and build, and what is missing where."),
     "report": ("executor.cli.report", "Write one run as an HTML page: timeline, calls, logs, resources, environments."),
+    "reproduce": ("executor.cli.bundle", "Make the run in a bundle again, and compare what its calls came to."),
     "resume": ("executor.cli.resume", "Go on with a run that failed, was stopped or was killed."),
     "runs": ("executor.cli.records", "List past runs, newest first."),
     "diff": ("executor.cli.why", "Say what is different between two runs: code, packages, inputs, outputs, times."),

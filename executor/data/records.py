@@ -218,7 +218,7 @@ def newest_runs(home: Path, *, before: str) -> Iterator[RunView]:
     for run in reversed([each for each in run_ids(home) if each < before][-_NEWEST:]):
         journal = home / "runs" / run / "journal.jsonl"
         if journal.exists() and journal.stat().st_size <= _MOST_BYTES:
-            yield _read(journal.parent)
+            yield read_folder(journal.parent)
 
 
 def past_times(home: Path, workflow: str) -> list[list[Recorded]]:
@@ -251,14 +251,14 @@ def read_run(home: Path, run: str) -> RunView:
     """The run with this id, or whose id starts or ends like this, or the `last` one; raises `UsageError`."""
     names = run_ids(home)
     if run == "last" and names:
-        return _read(home / "runs" / names[-1])
+        return read_folder(home / "runs" / names[-1])
     found = [name for name in names if name == run] or [n for n in names if n.startswith(run) or n.endswith(run)]
     if len(found) != 1:
         raise UsageError(
             f"there is no run `{run}`" if not found else f"`{run}` is the name of several runs: {', '.join(found)}",
             hint="`run-local runs` lists them; `last` is the newest",
         )
-    return _read(home / "runs" / found[0])
+    return read_folder(home / "runs" / found[0])
 
 
 def run_ids(home: Path) -> list[str]:
@@ -267,7 +267,8 @@ def run_ids(home: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir() if _RUN_ID.match(path.name)) if folder.exists() else []
 
 
-def _read(folder: Path) -> RunView:
+def read_folder(folder: Path) -> RunView:
+    """What the record in a folder says; the run is called as the folder is."""
     view = RunView(id=folder.name, folder=folder)
     for line in _lines(folder / "journal.jsonl"):
         fold = _FOLDS.get(line.pop("fact"))

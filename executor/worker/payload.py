@@ -423,7 +423,7 @@ class _Opener:
 
     def open(self, data: memoryview, kept: Kept) -> Any:
         """The value of a payload, or a handle for all of it."""
-        head, parts = _split(data)
+        head, parts = split(data)
         if head["codec"] == "json":
             return json.loads(bytes(parts[0]))
         made_by, ours = ".".join(map(str, head["python"])), ".".join(map(str, sys.version_info[:2]))
@@ -503,11 +503,12 @@ def is_payload(data: Any) -> bool:
 
 def pickle_of(data: memoryview) -> bytes:
     """The pickle in a payload, without its buffers; empty where there is none."""
-    head, parts = _split(data)
+    head, parts = split(data)
     return b"" if head.get("codec") == "json" else bytes(parts[0])
 
 
-def _split(data: memoryview) -> tuple[dict[str, Any], list[memoryview]]:
+def split(data: memoryview) -> tuple[dict[str, Any], list[memoryview]]:
+    """The head of a payload, and its parts: the pickle or JSON, and what buffers lie in it."""
     if bytes(data[:4]) != _MAGIC:
         raise ValueError("this is not a value of run-local, or it was damaged")
     end = 8 + _LENGTH.unpack(data[4:8])[0]
