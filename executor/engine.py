@@ -61,6 +61,7 @@ from executor.runtimes.slot import Slot
 from executor.scheduling.state import Machine, SchedulerFact, SchedulerState
 from executor.secrets import Secrets
 from executor.stories import Story, error_story, outcome_story, read_story, warnings
+from executor.terminal import Interaction
 from executor.worker import folders, kernel
 from executor.worker.output import LOG_LIMIT_BYTES
 from executor.worker.protocol import Frame, ProtocolError, close_all
@@ -85,6 +86,8 @@ class Plan:
     """All that a run needs to know before it starts.
 
     arguments: what a person sees of the inputs, by name
+    terms: what the root call is carried out with, where that is not what its task says
+    interaction: what somebody wants to do where the root call would run
     built: every environment that the root call can reach; project and library: folders mounted into every slot
     cache: knows which calls need not run; ranks: task → how far it is from its start to the end of a run, in seconds
     log_limit: how many bytes of what one attempt prints are kept
@@ -108,6 +111,8 @@ class Plan:
     secrets: Mapping[str, Secrets] = field(default_factory=dict)
     offline: bool = False
     arguments: Mapping[str, Any] | None = None
+    terms: Terms | None = None
+    interaction: Interaction | None = None
 
     def launch(self, environment: str, asked: Shape, gpus: tuple[Gpu, ...], number: int) -> Launch:
         """What the run's n-th slot is made of, for an environment, what is asked for an attempt, and its devices."""
@@ -211,7 +216,7 @@ class Engine:
         status: Status = "failed"
         try:
             with self._signals():
-                terms = self._plan.manifest.terms(self._plan.task)
+                terms = self._plan.terms or self._plan.manifest.terms(self._plan.task)
                 told = self._plan.arguments
                 self._submit("1", _Call(self._plan.task, terms, None, 0, 0, self._plan.inputs, told, terms.shape))
                 await self._loop()
@@ -612,8 +617,13 @@ class Engine:
 
     def _hand_over(self, name: str, call: _Call, slot: Slot) -> None:
         place, body, fds = self._place(call, call.inputs)
+        interaction = {}
+        if self._plan.interaction and call.parent is None:
+            interaction = {"interaction": self._plan.interaction.told()}
+            fds += self._plan.interaction.copies()
         slot.send(
             {
+                **interaction,
                 "kind": "TASK",
                 "call": name,
                 "task": call.task.name,

@@ -42,6 +42,7 @@ class RunStarted:
     mounts:  environment → path in it → path on this machine
     target:  what the workflow is found by again: `file.py:environment.task`, from the project's root
     resumes: the run that this one goes on with, or empty
+    replays: the run and the call that its root call makes once more, or empty
     isolation: which rung the process runtime has, in words (see `runtimes.rungs`); empty for containers
     snapshot: which copy of the source it uses
     manifest: the digest of the project's description in the store (see `Manifest.to_json`)
@@ -56,6 +57,7 @@ class RunStarted:
     mounts: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     target: str = ""
     resumes: str = ""
+    replays: str = ""
     isolation: str = ""
     snapshot: str = ""
     manifest: str = ""

@@ -22,7 +22,7 @@ from executor import dockerd, machine
 from executor.cache import Cache, Done
 from executor.data.leases import NAME as LEASE
 from executor.data.leases import hold_lease, lease_is_held
-from executor.data.records import Record, RunView, past_times, read_run
+from executor.data.records import CallView, Record, RunView, past_times, read_run
 from executor.data.results import Results
 from executor.data.snapshot import take_snapshot
 from executor.data.store import Blob, Store, Value, read_value
@@ -33,7 +33,7 @@ from executor.environments.provided import provided_by_lock
 from executor.errors import MachineError, RunLocalError
 from executor.events import EnvironmentReady, Fact, RunEnded, RunStarted, Status
 from executor.gpus import Found, Own, as_device, discover
-from executor.manifest import Manifest, TaskEntry
+from executor.manifest import Manifest, TaskEntry, Terms
 from executor.missing import check_imports
 from executor.mounts import check_mounts
 from executor.network import check_networks
@@ -48,6 +48,7 @@ from executor.scheduling.devices import Devices, describe_gpus
 from executor.scheduling.ranks import ranks
 from executor.scheduling.state import Machine
 from executor.secrets import find_secrets
+from executor.terminal import Interaction
 from executor.version import VERSION
 from executor.worker import folders
 from executor.worker.payload import dump_json
@@ -64,6 +65,8 @@ class Request:
     fresh:   take nothing from the cache
     resumes: the run that this one goes on with
     locks:   environment → the lock that it is built from, where it is not to be the one that is found
+    replays: the call of the run in `resumes` that is made once more; of that run, calls below it are taken over
+    terms, interaction: see `engine.Plan`
     isolation: `auto`, or `required` where a run is not to begin unless its tasks are isolated fully
     arguments: what a person sees of inputs that are a value; see `preview.preview_arguments`
     """
@@ -80,6 +83,9 @@ class Request:
     fresh: bool = False
     resumes: RunView | None = None
     locks: Mapping[str, Path] = field(default_factory=dict)
+    replays: CallView | None = None
+    terms: Terms | None = None
+    interaction: Interaction | None = None
 
 
 class Stop:
@@ -213,6 +219,8 @@ def run_workflow(request: Request, listen: Listener, progress: Progress, stop: S
                 secrets=secrets,
                 offline=machine.offline(),
                 arguments=_arguments(request),
+                terms=request.terms,
+                interaction=request.interaction,
             )
         except RunLocalError as exc:
             tell_end("cancelled" if stop else "failed", None if stop else exc)
@@ -315,7 +323,8 @@ def _started(
         root=request.manifest.root,
         mounts={name: {each.target: each.source for each in made} for name, made in mounts.items() if made},
         target=f"{request.task.file}:{request.task.name}",
-        resumes=request.resumes.id if request.resumes else "",
+        resumes=request.resumes.id if request.resumes and not request.replays else "",
+        replays=f"{request.resumes.id} {request.replays.id}" if request.resumes and request.replays else "",
         isolation=rung.describe() if rung else "",
         snapshot=project.name,
         fresh=request.fresh,
@@ -336,7 +345,11 @@ def _cache(request: Request, store: Store, built: Mapping[str, Built], project: 
         done=[
             Done(run=request.resumes.id, call=call.id, key=call.call_key, value=call.value, preview=call.preview)
             for call in earlier
-            if request.resumes and call.status in ("succeeded", "cached") and call.value and call.call_key
+            if request.resumes
+            and call.status in ("succeeded", "cached")
+            and call.value
+            and call.call_key
+            and (request.replays is None or call.id.startswith(f"{request.replays.id}."))
         ],
         fresh=request.fresh,
     )

@@ -40,12 +40,14 @@ COMMANDS = {
     "lock": ("executor.cli.environments", "Solve environments, and write conda-lock.yml beside their specifications."),
     "logs": ("executor.cli.records", "Print what the tasks of a run wrote."),
     "plan": ("executor.cli.plan", "Say what running a workflow would lock and build, and what is missing where."),
+    "replay": ("executor.cli.replay", "Make one recorded call once more; or look at it in a shell, or a debugger."),
     "report": ("executor.cli.report", "Write one run as an HTML page: timeline, calls, logs, resources, environments."),
     "reproduce": ("executor.cli.bundle", "Make the run in a bundle again, and compare what its calls came to."),
     "resume": ("executor.cli.resume", "Go on with a run that failed, was stopped or was killed."),
     "runs": ("executor.cli.records", "List past runs, newest first."),
     "diff": ("executor.cli.why", "Say what is different between two runs: code, packages, inputs, outputs, times."),
     "why": ("executor.cli.why", "Say why calls of a run ran, or were taken from the cache: what changed."),
+    "shell": ("executor.cli.replay", "Open a shell in an environment, or run a command there."),
     "show": ("executor.cli.records", "Show one run: its calls, how each ended, where its outputs are."),
 }
 

@@ -90,11 +90,12 @@ def run(wanted: Wanted, *, runtime: str, isolation: str | None, as_json: bool, v
             view.say(note, "yellow")
         request = runs.Request(**vars(wanted), runtime=chosen, home=home, isolation=isolation)
         ended = runs.run_workflow(request, view, view.progress)
-    _report(ended, as_json)
-    return interrupted(ended.stopped_by) if ended.status == "cancelled" else _EXIT_CODES[ended.status]
+    code = report(ended, as_json)
+    return interrupted(ended.stopped_by) if ended.status == "cancelled" else code
 
 
-def _report(view: RunView, as_json: bool) -> None:
+def report(view: RunView, as_json: bool) -> int:
+    """Print what a run came to; its exit code, where it was not stopped."""
     from executor.console import render_failure  # noqa: PLC0415
     from executor.runs import result_document  # noqa: PLC0415
 
@@ -113,6 +114,7 @@ def _report(view: RunView, as_json: bool) -> None:
             f"  hint: `run-local show {view.id}` tells more, `run-local logs {view.id}` what the tasks printed",
             err=True,
         )
+        click.echo(f"  hint: `{replay_line(view, call.error)}` makes it once more, and stops where it fails", err=True)
     if view.status in ("failed", "cancelled") and any(each.status == "succeeded" for each in view.calls.values()):
         click.echo(
             f"  hint: `run-local resume {view.id}` goes on with it: calls that succeeded are not made again", err=True
@@ -120,6 +122,14 @@ def _report(view: RunView, as_json: bool) -> None:
     if view.outputs.exists() and any(view.outputs.iterdir()):
         click.echo(f"outputs: {view.outputs}", err=True)
     sys.stdout.flush()
+    return _EXIT_CODES.get(view.status, 1)
+
+
+def replay_line(view: RunView, error: Mapping[str, Any]) -> str:
+    """The command that makes the call once more where a failure began."""
+    while error.get("cause"):
+        error = error["cause"]
+    return f"run-local replay {view.id} {error.get('call') or '1'} --pdb"
 
 
 def document(view: RunView, result: Any) -> dict[str, Any]:
@@ -140,4 +150,5 @@ def document(view: RunView, result: Any) -> dict[str, Any]:
         ],
         "outputs": str(view.outputs),
         **({"error": error} if error else {}),
+        **({"replay": replay_line(view, error)} if error and "task" in error else {}),
     }

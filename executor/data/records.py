@@ -158,6 +158,7 @@ class RunView:
     status:  running, interrupted, succeeded, failed or cancelled
     target:  what the workflow is found by again, from the project's root
     resumes: the run that this one goes on with, or empty
+    replays: the run and the call that its root call makes once more, or empty
     error:   why it could not begin, as what, why and hint
     isolation: which rung the process runtime had, in words
     stopped_by: who wanted it to stop, such as a signal, by its name
@@ -175,6 +176,7 @@ class RunView:
     root: str = ""
     target: str = ""
     resumes: str = ""
+    replays: str = ""
     status: str = "running"
     started: float = 0.0
     seconds: float = 0.0
@@ -294,7 +296,7 @@ def _lines(journal: Path) -> Iterator[dict[str, Any]]:
 def _run_started(view: RunView, fact: dict[str, Any]) -> None:
     view.workflow, view.runtime, view.root, view.started = fact["workflow"], fact["runtime"], fact["root"], fact["at"]
     view.target, view.resumes = fact.get("target", ""), fact.get("resumes", "")
-    view.isolation = fact.get("isolation", "")
+    view.isolation, view.replays = fact.get("isolation", ""), fact.get("replays", "")
     view.host, view.snapshot = fact.get("host", {}), fact.get("snapshot", "")
     view.manifest, view.fresh = fact.get("manifest", ""), fact.get("fresh", False)
 

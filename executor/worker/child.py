@@ -1,6 +1,6 @@
 """One attempt, in a process of its own: load the task by name, open its inputs, run it, hand over its value.
 
-The agent forked this process clean, so nothing of an earlier attempt is here. User code runs from `_load` on; whatever
+The agent forked this process clean, so nothing of an earlier attempt is here. User code runs from `load_task` on; whatever
 it raises becomes an ERROR frame with the user's own traceback. A call of another task goes up to the agent and blocks
 (or is awaited) until the answer comes down.
 """
@@ -161,10 +161,14 @@ def run(config: dict[str, Any], frame: Frame, channel: socket.socket) -> int:
     folders = payload.Folders(config["inputs"], config["outputs"], config["private"], config["environment"])
     opaque.HERE[:] = [config["environment"], config["specification"]]
     header, link = frame.header, Link(channel, folders)
+    interaction = None
     try:
+        interaction = _interaction(frame)
         _prepare(config, header)
         _demand_preloaded(config)
-        task, args, kwargs = _load(config, frame, folders)
+        if interaction and (code := interaction.run_command(config, frame)) is not None:
+            return _end_command(link, code, folders)
+        task, args, kwargs = load_task(config, frame, folders)
         authoring.CALLER.append(link.submit)
         value = task.function(*args, **kwargs)
         if inspect.iscoroutine(value):
@@ -175,10 +179,29 @@ def run(config: dict[str, Any], frame: Frame, channel: socket.socket) -> int:
         status = 0
     except BaseException as exc:  # noqa: BLE001  user code may raise anything, and all of it is news
         link.leave_if_forked(1)
+        if interaction:
+            interaction.stop_at(exc, frame)
         _tell(link, exc, header, config, folders)
         status = 1
     _finish()
     return status
+
+
+def _interaction(frame: Frame) -> Any:
+    """What lets somebody sit at an attempt, where somebody does; it is loaded then only."""
+    if "interaction" not in frame.header:
+        return None
+    from executor.worker import interaction  # noqa: PLC0415
+
+    interaction.take_files(frame)
+    return interaction
+
+
+def _end_command(link: Link, code: int, folders: payload.Folders) -> int:
+    """Tell how a command ended that ran in the place of a task."""
+    place, body, fds, attached = _dump("an exit status", code, folders, keep=False)
+    link.send({"kind": "RESULT", "value": place, "preview": preview(code, attached)}, body, fds)
+    return 0
 
 
 def _dump(what: str, value: Any, folders: payload.Folders, *, keep: bool) -> payload.Parcel:
@@ -251,9 +274,10 @@ def find_modules(config: dict[str, Any]) -> None:
         sys.path[:] = [*config["roots"], *(entry for entry in sys.path if entry != _OURS)]
 
 
-def _load(
+def load_task(
     config: dict[str, Any], frame: Frame, folders: payload.Folders
 ) -> tuple[authoring.Task[Any, Any], tuple[Any, ...], dict[str, Any]]:
+    """The task of a TASK frame, and what it is called with."""
     header, body, fds = frame
     authoring.REFERRED.update(header["references"])
     stubs.install(config["roots"], config["environment"], config["specification"])
