@@ -249,16 +249,21 @@ def _times(lines: Iterator[dict[str, Any]]) -> list[Recorded]:
 
 def read_run(home: Path, run: str) -> RunView:
     """The run with this id, or whose id starts or ends like this, or the `last` one; raises `UsageError`."""
+    return read_folder(find_run(home, run))
+
+
+def find_run(home: Path, run: str) -> Path:
+    """The folder of a run that is named as for `read_run`."""
     names = run_ids(home)
     if run == "last" and names:
-        return read_folder(home / "runs" / names[-1])
+        return home / "runs" / names[-1]
     found = [name for name in names if name == run] or [n for n in names if n.startswith(run) or n.endswith(run)]
     if len(found) != 1:
         raise UsageError(
             f"there is no run `{run}`" if not found else f"`{run}` is the name of several runs: {', '.join(found)}",
             hint="`run-local runs` lists them; `last` is the newest",
         )
-    return read_folder(home / "runs" / found[0])
+    return home / "runs" / found[0]
 
 
 def run_ids(home: Path) -> list[str]:
