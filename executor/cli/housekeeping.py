@@ -119,7 +119,13 @@ def _lines(items: Sequence[tuple[Item, str]]) -> Iterator[tuple[str, str, int, f
             yield item.kind, item.name, item.size, item.used, reason
     for (kind, reason), same in many.items():
         used = max((each.used for each in same if each.used is not None), default=None)
-        yield kind, f"{len(same)} of them", sum(each.size for each in same), used, reason
+        yield (
+            kind,
+            same[0].name if len(same) == 1 else f"{len(same)} of them",
+            sum(each.size for each in same),
+            used,
+            reason,
+        )
 
 
 def _document(each: tuple[Item, str]) -> dict[str, Any]:

@@ -76,7 +76,7 @@ def take(home: Path, key: str) -> Iterator[bool]:
 @contextlib.contextmanager
 def _locked(path: Path, how: int) -> Iterator[None]:
     """Hold the file at a path locked; once more where the one that we waited for was forgotten meanwhile."""
-    path.parent.mkdir(exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     while True:
         with machine.keep_from_forks(path.open("ab")) as file:
             fcntl.flock(file, how)
