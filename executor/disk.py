@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from executor.data import index
 from executor.data.pins import why_kept
 from executor.data.records import run_ids
 from executor.data.store import full_disk
@@ -64,7 +65,10 @@ def clean(home: Path, client: Any, policy: Policy, *, dry_run: bool) -> Outcome:
     with contextlib.ExitStack() as held:
         with full_disk("the home cannot be cleaned up"):
             alone = held.enter_context(usage.take(home, usage.RECORDING))
-        return housekeeping.clean(home, client, policy, [*look_at_runs(home, alone=alone)], dry_run=dry_run)
+        outcome = housekeeping.clean(home, client, policy, [*look_at_runs(home, alone=alone)], dry_run=dry_run)
+    if not dry_run and any(item.kind == "run" for item, _ in outcome.gone):
+        index.prune(home)
+    return outcome
 
 
 def look_at_runs(home: Path, *, alone: bool) -> Iterator[Item]:
@@ -108,7 +112,7 @@ def _results(home: Path, values: Mapping[str, str]) -> Iterator[Item]:
 
 def _torn(home: Path, alone: bool) -> Iterator[Item]:
     """What processes that were killed left half written, and what was set aside as damaged."""
-    left = [path for path in inside(home) if path.name.startswith("index.sqlite.damaged-")]
+    left = [path for path in inside(home) if path.name.startswith(f"{index.NAME}.damaged-")]
     if alone:
         left += [path for folder in inside(home / "results") for path in inside(folder) if path.suffix != ".json"]
         left += [path for path in inside(home / "snapshots") if path.name.startswith("scratch-")]
@@ -170,4 +174,4 @@ def measure(home: Path, client: Any) -> list[Share]:
 def _kind(top: str, path: str) -> str:
     if top == "runs":
         return "logs" if path.split("/")[2:3] == ["logs"] else "runs"
-    return "index" if top.startswith("index.sqlite") else _KINDS.get(top, "other")
+    return "index" if top.startswith(index.NAME) else _KINDS.get(top, "other")

@@ -20,6 +20,7 @@ from typing import Any, Literal
 
 from executor import dockerd, machine
 from executor.cache import Cache, Done
+from executor.data import index
 from executor.data.leases import NAME as LEASE
 from executor.data.leases import hold_lease, lease_is_held
 from executor.data.records import Record, RunView, past_times, read_run
@@ -240,6 +241,7 @@ def _run_workflow(request: Request, listen: Listener, progress: Progress, stop: 
                 tell_end("failed")
         view = read_run(home, run)
         _export(store, view)
+    index.add_run(home, view)
     return view
 
 

@@ -9,6 +9,7 @@ The journal is the truth; everything shown of a run is read from it, by `read_ru
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import re
@@ -21,8 +22,9 @@ from typing import Any
 from executor.data import leases
 from executor.data.store import full_disk
 from executor.errors import UsageError
-from executor.events import AttemptStarted, Fact, LogWritten
+from executor.events import JOURNAL, AttemptStarted, Fact, LogWritten
 from executor.scheduling.ranks import Recorded
+from executor.version import VERSION
 
 _LONGEST_NAME = 200
 #: Of past runs, how many are looked at, how many are enough, and how large a journal is read, for the times of calls.
@@ -164,6 +166,7 @@ class RunView:
     told:    the time of the last fact, in seconds since the epoch
     host, snapshot, manifest, fresh: see `events.RunStarted`; empty in records of earlier versions
     code:    digest → parts of the code that calls of it reach (see `events.CodeReached`)
+    damaged: how many lines of its journal say nothing that can be understood, besides a torn tail
     """
 
     id: str
@@ -185,6 +188,7 @@ class RunView:
     manifest: str = ""
     fresh: bool = False
     code: dict[str, dict[str, str]] = field(default_factory=dict)
+    damaged: int = 0
     environments: dict[str, dict[str, Any]] = field(default_factory=dict)
     calls: dict[str, CallView] = field(default_factory=dict)
 
@@ -218,7 +222,8 @@ def newest_runs(home: Path, *, before: str) -> Iterator[RunView]:
     for run in reversed([each for each in run_ids(home) if each < before][-_NEWEST:]):
         journal = home / "runs" / run / "journal.jsonl"
         if journal.exists() and journal.stat().st_size <= _MOST_BYTES:
-            yield read_folder(journal.parent)
+            with contextlib.suppress(UsageError):  # a later version wrote it
+                yield read_folder(journal.parent)
 
 
 def past_times(home: Path, workflow: str) -> list[list[Recorded]]:
@@ -228,7 +233,9 @@ def past_times(home: Path, workflow: str) -> list[list[Recorded]]:
         journal = home / "runs" / run / "journal.jsonl"
         if journal.exists() and journal.stat().st_size <= _MOST_BYTES and len(found) < _ENOUGH:
             lines = _lines(journal)
-            if next(lines, {}).get("workflow") == workflow and (times := _times(lines)):
+            began = next(lines, {})
+            is_ours = began.get("workflow") == workflow and began.get("journal", 0) <= JOURNAL
+            if is_ours and (times := _times(lines)):
                 found.append(times)
     return found
 
@@ -238,12 +245,12 @@ def _times(lines: Iterator[dict[str, Any]]) -> list[Recorded]:
     started: dict[str, float] = {}
     found: list[Recorded] = []
     for line in lines:
-        if line["fact"] == "CallSubmitted":
+        if line.get("fact") == "CallSubmitted":
             tasks[line["call"]] = line["task"]
-        elif line["fact"] == "AttemptStarted":
+        elif line.get("fact") == "AttemptStarted":
             started[line["call"]] = line["at"]
-        elif line["fact"] == "CallEnded" and line["status"] == "succeeded" and line["call"] in started:
-            found.append(Recorded(tasks[line["call"]], started[line["call"]], line["at"]))
+        elif line.get("fact") == "CallEnded" and line["status"] == "succeeded" and line["call"] in started:
+            found.append(Recorded(tasks.get(line["call"], ""), started[line["call"]], line["at"]))
     return found
 
 
@@ -273,27 +280,50 @@ def run_ids(home: Path) -> list[str]:
 
 
 def read_folder(folder: Path) -> RunView:
-    """What the record in a folder says; the run is called as the folder is."""
+    """The run whose record lies in a folder; raises `UsageError` where a later version of run-local wrote it."""
     view = RunView(id=folder.name, folder=folder)
     for line in _lines(folder / "journal.jsonl"):
-        fold = _FOLDS.get(line.pop("fact"))
-        view.told = line["at"]
-        if fold:
-            fold(view, line)
+        try:
+            if line.get("journal", 0) > JOURNAL:
+                raise _newer(folder.name, line)
+            fold = _FOLDS.get(line.pop("fact"))
+            view.told = line["at"]
+            if fold:
+                fold(view, line)
+        except (KeyError, TypeError, AttributeError):
+            view.damaged += 1
     if view.status == "running" and not leases.lease_is_held(folder / leases.NAME):
         view.status = "interrupted"
     return view
 
 
+def _newer(run: str, line: Mapping[str, Any]) -> UsageError:
+    version = dict(line.get("host") or {}).get("version", "a later version")
+    return UsageError(
+        f"the record of run {run} cannot be read",
+        why=f"run-local {version} wrote it, in format {line['journal']}; this one is {VERSION}, and reads up to {JOURNAL}",
+        hint="use the version that wrote it, or a later one; nothing of the run is lost",
+    )
+
+
 def _lines(journal: Path) -> Iterator[dict[str, Any]]:
+    """The lines of a journal; an empty one for each that is damaged, but none for the torn tail of one that was killed."""
     if not journal.exists():
         return
+    damaged = 0
     with journal.open(encoding="utf-8", errors="replace") as file:
         for line in file:
             try:
-                yield json.loads(line)
+                told = json.loads(line)
             except ValueError:
-                return  # the torn tail of a run that was killed; nothing after it can be trusted
+                told = None
+            if not isinstance(told, dict):
+                damaged += 1
+                continue
+            yield from ({} for _ in range(damaged))
+            damaged = 0
+            yield told
+    yield from ({} for _ in range(damaged - 1))
 
 
 def _run_started(view: RunView, fact: dict[str, Any]) -> None:
