@@ -39,6 +39,7 @@ class Record:
         self.folder = home / "runs" / run
         self._clock = clock
         self._attempts: dict[str, int] = {}  # of calls that are retried
+        self._now = 0.0  # never earlier than before, though a clock may be set back
         with full_disk("the record of the run cannot be written"):
             (self.folder / "logs").mkdir(parents=True)
             self._journal = (self.folder / "journal.jsonl").open("a", encoding="utf-8")
@@ -53,7 +54,8 @@ class Record:
                 return
             if isinstance(fact, AttemptStarted) and fact.attempt > 1:
                 self._attempts[fact.call] = fact.attempt
-            line = {"fact": type(fact).__name__, "at": round(self._clock(), 3)}
+            self._now = max(self._now, round(self._clock(), 3))
+            line = {"fact": type(fact).__name__, "at": self._now}
             line.update((each.name, getattr(fact, each.name)) for each in fields(fact))
             self._journal.write(json.dumps(line, separators=(",", ":"), default=_plain) + "\n")
             self._journal.flush()
@@ -245,12 +247,13 @@ def _times(lines: Iterator[dict[str, Any]]) -> list[Recorded]:
     started: dict[str, float] = {}
     found: list[Recorded] = []
     for line in lines:
-        if line.get("fact") == "CallSubmitted":
-            tasks[line["call"]] = line["task"]
-        elif line.get("fact") == "AttemptStarted":
-            started[line["call"]] = line["at"]
-        elif line.get("fact") == "CallEnded" and line["status"] == "succeeded" and line["call"] in started:
-            found.append(Recorded(tasks.get(line["call"], ""), started[line["call"]], line["at"]))
+        with contextlib.suppress(KeyError, TypeError):  # it is damaged
+            if line["fact"] == "CallSubmitted":
+                tasks[line["call"]] = line["task"]
+            elif line["fact"] == "AttemptStarted":
+                started[line["call"]] = line["at"]
+            elif line["fact"] == "CallEnded" and line["status"] == "succeeded":
+                found.append(Recorded(tasks[line["call"]], started[line["call"]], line["at"]))
     return found
 
 
