@@ -127,7 +127,8 @@ def rebuild(home: Path, progress: Callable[[int, int], None] = lambda done, of: 
         except _Unusable as exc:  # a damaged one is out of the way now
             if last:
                 hint = "nothing needs it: the records are read instead"
-                raise UsageError("the index cannot be made anew", why=str(exc), hint=hint) from exc
+                why = str(exc) or "somebody writes to it all the time"
+                raise UsageError("the index cannot be made anew", why=why, hint=hint) from exc
     return len(views), f"{unreadable} cannot be read, and are left out" if unreadable else ""
 
 
@@ -136,16 +137,16 @@ def describe(home: Path) -> str:
     try:
         known = _known(home)
     except _Unusable as exc:
-        return f"not used: {exc}"
+        return f"not used: {str(exc) or 'somebody writes to it just now'}"
     return f"{len(known)} of {len(run_ids(home))} runs"
 
 
-def calls_of(home: Path, task: str) -> list[tuple[str, str, str]]:
-    """Run, call and key of the calls of a task that have a key, of the newest run first, as far as the index knows them."""
+def runs_of(home: Path, task: str, *, before: str, most: int) -> list[str]:
+    """The newest runs before one that have calls of a task with a key, as far as the index knows them."""
+    query = "SELECT DISTINCT run FROM calls WHERE task = ? AND key != '' AND run < ? ORDER BY run DESC LIMIT ?"
     try:
         with _opened(home, _LAZY_S) as db:
-            query = "SELECT run, call, key FROM calls WHERE task = ? AND key != '' ORDER BY run DESC, call"
-            return [(run, call, key) for run, call, key in db.execute(query, (task,))]
+            return [run for (run,) in db.execute(query, (task, before, most))]
     except _Unusable:
         return []
 
@@ -243,6 +244,8 @@ def _opened(home: Path, busy_s: float) -> Iterator[sqlite3.Connection]:
             _prepare(db)
             yield db
     except sqlite3.OperationalError as exc:
+        if "locked" in str(exc):
+            raise _Unusable from exc  # somebody writes to it just now
         raise _Unusable(f"{path} cannot be used ({exc}), so every record is read") from exc
     except (sqlite3.Error, OSError) as exc:
         raise _Unusable(_set_aside(path, number, exc)) from exc

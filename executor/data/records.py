@@ -14,7 +14,7 @@ import hashlib
 import json
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -219,9 +219,10 @@ def log_name(call: str, attempt: int = 1) -> str:
     return f"{call}@{attempt}.log" if attempt > 1 else f"{call}.log"
 
 
-def newest_runs(home: Path, *, before: str) -> Iterator[RunView]:
-    """The newest of the runs that began before one, the newest first; those with very large journals are passed over."""
-    for run in reversed([each for each in run_ids(home) if each < before][-_NEWEST:]):
+def newest_runs(home: Path, *, before: str, also: Iterable[str] = ()) -> Iterator[RunView]:
+    """The newest of the runs that began before one, and others, the newest first; very large journals are passed over."""
+    newest = [each for each in run_ids(home) if each < before][-_NEWEST:]
+    for run in sorted({*newest, *also}, reverse=True):
         journal = home / "runs" / run / "journal.jsonl"
         if journal.exists() and journal.stat().st_size <= _MOST_BYTES:
             with contextlib.suppress(UsageError):  # a later version wrote it

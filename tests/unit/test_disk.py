@@ -223,7 +223,7 @@ def _begin(path: Path, began: multiprocessing.synchronize.Event) -> None:
 
 def test_a_run_that_begins_meanwhile_waits_for_the_cleaning(filled: Home) -> None:
     """So no value that it finds in the store goes before its journal names it."""
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("fork")
     began = context.Event()
     with usage.take(filled.path, usage.RECORDING) as alone:
         assert alone

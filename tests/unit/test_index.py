@@ -18,24 +18,25 @@ from executor import machine
 from executor.cli.doctor import doctor_command
 from executor.cli.records import runs_command
 from executor.data import index
-from executor.data.index import NAME, SCHEMA, Summary, add_run, calls_of, describe, prune, rebuild, summaries
+from executor.data.index import NAME, SCHEMA, Summary, add_run, describe, prune, rebuild, runs_of, summaries
 from executor.data.leases import hold_lease
-from executor.data.records import Record, read_run, run_ids
+from executor.data.records import Record, newest_runs, read_run, run_ids
 from executor.errors import UsageError
 from executor.events import CallEnded, CallSubmitted, InputsCommitted, RunEnded, RunStarted
 from executor.manifest import Shape
+from executor.why import explain
 
 SHAPE = Shape(cpus=1, cpus_limit=1, memory_bytes=1, memory_limit_bytes=None, gpus=0, gpu_model="", shm_bytes=None)
 
 
-def write(home: Path, number: int, *, ended: bool = True) -> str:
+def write(home: Path, number: int, *, task: str = "a", ended: bool = True) -> str:
     """The record of a run of two calls."""
     run = f"20260101-{number:06}-abcd"
     record = Record(home, run, lambda: 1.7e9 + number)
     record(RunStarted(run=run, workflow=f"a.f{number % 3}", runtime="docker", root="/project"))
     for call, status in (("1", "succeeded"), ("1.1", "cached")):
-        record(CallSubmitted(call=call, parent=None, task=f"a.g{call}", environment="a", shape=SHAPE))
-        record(InputsCommitted(call=call, inputs={}, key=f"key of {number}"))
+        record(CallSubmitted(call=call, parent=None, task=f"{task}.g{call}", environment="a", shape=SHAPE))
+        record(InputsCommitted(call=call, inputs={}, key=f"key of {number}", parts={"versions": {"a": str(number)}}))
         record(CallEnded(call=call, status="cached" if status == "cached" else "succeeded"))
     if ended:
         record(RunEnded(status="succeeded", seconds=number / 7))
@@ -97,14 +98,28 @@ def test_a_run_that_goes_on_is_never_in_the_index(tmp_path: Path) -> None:
     assert describe(tmp_path) == "1 of 1 runs"
 
 
-def test_calls_are_found_by_their_task(tmp_path: Path, ten: list[Summary]) -> None:
-    """Of the newest run first; those of a run that is gone are gone."""
-    found = calls_of(tmp_path, "a.g1.1")
-    assert (len(found), found[0]) == (10, (ten[0].run, "1.1", "key of 9"))
-    shutil.rmtree(tmp_path / "runs" / ten[0].run)
+def test_runs_are_found_by_the_tasks_of_their_calls(tmp_path: Path, ten: list[Summary]) -> None:
+    """However long ago; those that are gone are not found any more."""
+    ids = [each.run for each in ten]
+    assert runs_of(tmp_path, "a.g1.1", before="3", most=100) == ids
+    assert runs_of(tmp_path, "a.g1.1", before=ids[1], most=3) == ids[2:5]
+    shutil.rmtree(tmp_path / "runs" / ids[2])
     prune(tmp_path)
-    assert calls_of(tmp_path, "a.g1.1") == found[1:]
-    assert calls_of(tmp_path, "nothing") == []
+    assert runs_of(tmp_path, "a.g1.1", before=ids[1], most=2) == ids[3:5]
+    assert runs_of(tmp_path, "nothing", before="3", most=9) == []
+
+
+def test_the_nearest_earlier_call_may_be_many_runs_ago(tmp_path: Path) -> None:
+    """Where only other workflows ran since: `why` finds it by the index."""
+    first = write(tmp_path, 1)
+    for number in range(2, 40):
+        write(tmp_path, number, task="b")
+    last = write(tmp_path, 40)
+    assert first not in {view.id for view in newest_runs(tmp_path, before=last)}
+    summaries(tmp_path, 100)
+    told = explain(read_run(tmp_path, last), read_run(tmp_path, last).calls["1"], tmp_path)
+    assert told.nearest is not None
+    assert told.nearest[0].id == first
 
 
 @pytest.mark.parametrize("damage", ["nonsense", "flipped", "cut", "empty", "no table", "a folder"])
@@ -200,14 +215,14 @@ def _list(home: Path, times: int) -> None:
     for _ in range(times):
         found, note = summaries(home, 1000)
         assert not note, note
-        assert all(each.status == "succeeded" for each in found)
+        assert {each.status for each in found} <= {"succeeded", "interrupted"}  # one has no lease while it is written
 
 
 def test_several_processes_at_once(tmp_path: Path) -> None:
     """Some list, runs end, one makes it anew: nobody is told of a locked or damaged index."""
     for number in range(30):
         write(tmp_path, number)
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("fork")
     readers = [context.Process(target=_list, args=(tmp_path, 20)) for _ in range(3)]
     for each in readers:
         each.start()
@@ -218,7 +233,7 @@ def test_several_processes_at_once(tmp_path: Path) -> None:
     for each in readers:
         each.join(60)
         assert each.exitcode == 0
-    assert len(summaries(tmp_path, 1000)[0]) == 60
+    assert [each.status for each in summaries(tmp_path, 1000)[0]] == ["succeeded"] * 60
     assert not list(tmp_path.glob("*damaged*"))
 
 

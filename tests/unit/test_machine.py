@@ -34,9 +34,9 @@ def _drain(reader: int) -> None:
 
 MOUNTS = r"""
 22 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw
-30 22 0:30 / /home rw - autofs systemd-1 rw
-31 30 0:31 / /home rw,relatime shared:2 - nfs4 server:/home rw
-32 31 0:32 / /home/alice/fast rw shared:3 - xfs /dev/sdb1 rw
+30 22 0:30 / /users rw - autofs systemd-1 rw
+31 30 0:31 / /users rw,relatime shared:2 - nfs4 server:/users rw
+32 31 0:32 / /users/alice/fast rw shared:3 - xfs /dev/sdb1 rw
 33 22 0:33 / /data\040of\040all rw - fuse.sshfs host:/ rw
 34 22 0:34 / /datastore rw - lustre mds:/fs rw
 35 22 0:35 / /broken
@@ -46,10 +46,10 @@ MOUNTS = r"""
 @pytest.mark.parametrize(
     ("path", "kind"),
     [
-        ("/home/alice/.local/share/run-local", "nfs4"),
-        ("/home", "nfs4"),
-        ("/home/alice/fast/run-local", ""),
-        ("/homestead", ""),
+        ("/users/alice/.local/share/run-local", "nfs4"),
+        ("/users", "nfs4"),
+        ("/users/alice/fast/run-local", ""),
+        ("/usersland", ""),
         ("/data of all/x", "fuse.sshfs"),
         ("/datastore", "lustre"),
         ("/data", ""),
