@@ -138,7 +138,8 @@ def _bytes_of(items: Sequence[Item], images: Sequence[_Image]) -> dict[frozenset
     for image in images:
         for layers, size in image.sizes:
             sizes.add(layers, size, holders.get(image.id, image.id))
-    return {who: size for who, size in sizes.bytes_of().items() if who <= {*holders.values()}}
+    known = {*holders.values()}
+    return {who: size for who, size in sizes.bytes_of().items() if who <= known}
 
 
 def _environments(home: Path, images: Sequence[_Image], engine: bool) -> Iterator[Item]:

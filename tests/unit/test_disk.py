@@ -11,7 +11,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from executor.cli.housekeeping import du_command, gc_command, pin_command, unpin_command
+from executor.cli.records import runs_command
 from executor.data.leases import hold_lease
 from executor.data.pins import is_pinned, pin, unpin
 from executor.data.records import Record, read_run, run_ids
@@ -21,7 +24,7 @@ from executor.disk import clean, measure
 from executor.environments import housekeeping, usage
 from executor.environments.housekeeping import Outcome, Policy
 from executor.environments.inventory import Item
-from executor.errors import MachineError
+from executor.errors import MachineError, UsageError
 from executor.events import CallEnded, CallSubmitted, InputsCommitted, RunEnded, RunStarted
 from executor.manifest import Shape
 
@@ -317,6 +320,26 @@ def test_du_counts_by_kind_and_each_file_once(filled: Home) -> None:
     assert found["cache entries"].count == found["logs"].count == 1
     assert found["runs"].bytes == (filled.path / "runs" / run / "journal.jsonl").stat().st_size
     assert found["snapshots"].bytes == 4
+
+
+def test_the_commands_say_it_in_words(filled: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What only digests tell apart is one line; a pin is shown; what cannot be understood is refused."""
+    monkeypatch.setenv("RUN_LOCAL_HOME", str(filled.path))
+    monkeypatch.setenv("DOCKER_HOST", f"unix://{filled.path}/nowhere")
+    old, new = filled.add(1, b"a" * 1000, b"b" * 1000), filled.add(2, b"c" * 1000)
+    command = CliRunner().invoke
+    assert f"run {new} stays" in command(pin_command, ["last"]).stdout
+    assert "succeeded, pinned" in command(runs_command, []).stdout
+    done = command(gc_command, ["--keep-last", "0", "--dry-run"])
+    lines = [line.split() for line in done.stdout.splitlines()]
+    assert ["run", old] in [line[:2] for line in lines]
+    assert ["value", "2", "of", "them"] in [line[:4] for line in lines]
+    assert f"kept: run {new}: it is pinned" in done.stderr
+    assert command(unpin_command, [new]).exit_code == 0
+    assert command(gc_command, ["--keep-last", "0"]).exit_code == 0
+    assert "no runs yet" in command(runs_command, []).stdout
+    assert "values" not in command(du_command, []).stdout
+    assert isinstance(command(pin_command, ["nothing"]).exception, UsageError)
 
 
 @pytest.fixture(autouse=True)
