@@ -11,6 +11,9 @@ from typing import Any, Literal
 
 from executor.manifest import Backoff, Shape
 
+#: The format of journals: raised where a reader of an earlier version would take what is there for something else.
+JOURNAL = 1
+
 #: How an attempt can end. `raised`: the task's exception; `exit` and `signal`: its process ended without having returned;
 #: `lost_agent`: its container or process tree was gone; `lost_engine`: the engine was; `rejected`: it could not begin.
 Outcome = Literal[
@@ -48,6 +51,7 @@ class RunStarted:
     manifest: the digest of the project's description in the store (see `Manifest.to_json`)
     fresh:   nothing is taken from the cache
     host: this machine: `name`, `kernel`, `cores`, `memory_bytes`, `engine`, `python`, and run-local's `version`
+    journal: the format of the journal that this line begins (see `JOURNAL`)
     """
 
     run: str
@@ -63,6 +67,7 @@ class RunStarted:
     manifest: str = ""
     fresh: bool = False
     host: Mapping[str, Any] = field(default_factory=dict)
+    journal: int = JOURNAL
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

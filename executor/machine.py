@@ -7,6 +7,7 @@ import ctypes
 import fcntl
 import os
 import platform
+import re
 import signal
 import subprocess
 import weakref
@@ -23,6 +24,13 @@ ISOLATIONS = ("auto", "required")
 LOG_LIMIT_VARIABLE = "RUN_LOCAL_LOG_LIMIT"
 OFFLINE_VARIABLE = "RUN_LOCAL_OFFLINE"
 
+#: File systems that several machines share, or that are not the kernel's own: locks and mapped files may not hold there.
+_NETWORKED = frozenset({
+    "9p", "afs", "beegfs", "ceph", "cifs", "coda", "glusterfs", "gpfs", "lustre", "ncpfs", "nfs", "nfs4", "orangefs",
+    "panfs", "pvfs2", "smb2", "smb3", "smbfs", "wekafs", "fuse.ceph", "fuse.cvmfs", "fuse.glusterfs", "fuse.gpfs",
+    "fuse.juicefs", "fuse.rclone", "fuse.s3fs", "fuse.sshfs",
+})  # fmt: skip
+_OCTAL = re.compile(r"\\([0-7]{3})")
 _PR_SET_PDEATHSIG = 1
 _UNLIMITED = 2**60
 
@@ -53,6 +61,18 @@ def home() -> Path:
             hint="set RUN_LOCAL_HOME to a folder that you can write to",
         ) from exc
     return folder
+
+
+def network_file_system(path: Path, mounts: str = "/proc/self/mountinfo") -> str:
+    """The kind of the network file system that a path lies on, such as `nfs4`; empty where it is local, or unknown."""
+    real, longest, found = os.path.realpath(path), "", ""
+    for line in read_setting(mounts, "utf-8").splitlines():
+        before, _, after = line.partition(" - ")
+        at = _OCTAL.sub(lambda escaped: chr(int(escaped[1], 8)), (before.split() + [""] * 5)[4])
+        is_above = real == at or real.startswith(at.rstrip("/") + "/")
+        if at and is_above and len(at) >= len(longest):  # the last one hides those before
+            longest, found = at, (after.split() or [""])[0]
+    return found if found in _NETWORKED else ""
 
 
 def offline() -> bool:
@@ -196,9 +216,9 @@ def _die_with_parent() -> None:
     _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
-def read_setting(path: str) -> str:
+def read_setting(path: str, encoding: str = "ascii") -> str:
     """What a small file of the kernel's says; empty where it cannot be read."""
     try:
-        return Path(path).read_text(encoding="ascii").strip()
+        return Path(path).read_text(encoding=encoding, errors="surrogateescape").strip()
     except OSError:
         return ""

@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from executor.data.records import RunView
-from executor.data.store import Store
+from executor.data.results import is_whole
+from executor.data.store import Store, ValueRef
 from executor.errors import UsageError
 from executor.manifest import Manifest, parse_manifest
 
@@ -33,13 +34,15 @@ def restore(view: RunView, home: Path, store: Store) -> Restored:
     source = home / "snapshots" / view.snapshot
     if not source.is_dir():
         raise _gone(view, "the copy of its source is gone", f"there is no folder {source}")
+    if not is_whole(store, ValueRef(sha256=view.manifest, size=0)):
+        raise _gone(view, "the description of its source is gone, or damaged", "its digest is in the record")
     try:
         manifest = parse_manifest(json.loads(store.path(view.manifest).read_bytes()))
     except (OSError, ValueError) as exc:
         raise _gone(view, "the description of its source is gone", str(exc)) from exc
     locks = {name: store.path(made["lock_file"]) for name, made in view.environments.items() if made.get("lock_file")}
-    if lost := [name for name, path in locks.items() if not path.exists()]:
-        raise _gone(view, f"the lock of `{lost[0]}` is gone", f"there is no file {locks[lost[0]]}")
+    if lost := [name for name, path in locks.items() if not is_whole(store, ValueRef(sha256=path.name, size=0))]:
+        raise _gone(view, f"the lock of `{lost[0]}` is gone, or damaged", f"its place is {locks[lost[0]]}")
     return Restored(manifest=replace(manifest, root=str(source)), locks=locks)
 
 

@@ -20,12 +20,13 @@ from typing import Any, Literal
 
 from executor import dockerd, machine
 from executor.cache import Cache, Done
+from executor.data import index
 from executor.data.leases import NAME as LEASE
 from executor.data.leases import hold_lease, lease_is_held
 from executor.data.records import CallView, Record, RunView, past_times, read_run
 from executor.data.results import Results
 from executor.data.snapshot import take_snapshot
-from executor.data.store import Blob, Store, Value, read_value
+from executor.data.store import Blob, Store, Value, full_disk, read_value
 from executor.engine import Engine, Listener, Plan
 from executor.environments import Builder, Built, Lock, Progress, Spec, find_spec, usage
 from executor.environments.cuda import driver_complaint
@@ -164,6 +165,13 @@ def run_workflow(request: Request, listen: Listener, progress: Progress, stop: S
     Raises `EnvironmentFailed` or `MachineError` where it cannot begin. A task that fails, or an interrupt, is no
     exception here: the view says `failed` or `cancelled`.
     """
+    with contextlib.ExitStack() as held:
+        with full_disk("the record of the run cannot be written"):
+            held.enter_context(usage.hold(request.home, usage.RECORDING))
+        return _run_workflow(request, listen, progress, Stop() if stop is None else stop)
+
+
+def _run_workflow(request: Request, listen: Listener, progress: Progress, stop: Stop) -> RunView:
     names = request.manifest.reachable(request.task.environment)
     request.manifest.check_calls(request.task.name)
     offered = _offered()
@@ -174,7 +182,7 @@ def run_workflow(request: Request, listen: Listener, progress: Progress, stop: S
     rung = _find_rung(request)
     log_limit = machine.log_limit()
     specs = [replace(find_spec(request.manifest, name), lock=request.locks.get(name)) for name in names]
-    home, run, stop = request.home, request.run, Stop() if stop is None else stop
+    home, run = request.home, request.run
     project = take_snapshot(Path(request.manifest.root), home)  # first: building may take minutes, and people edit
     record = Record(home, run)
     ended = False
@@ -241,6 +249,7 @@ def run_workflow(request: Request, listen: Listener, progress: Progress, stop: S
                 tell_end("failed")
         view = read_run(home, run)
         _export(store, view)
+    index.add_run(home, view)
     return view
 
 

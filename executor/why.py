@@ -12,8 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from executor.data import index
 from executor.data.records import CallView, RunView, newest_runs
 from executor.reach import compare
+
+#: Runs that are looked at because they have calls of the same task, however long ago.
+_MOST_RUNS = 20
 
 Made = tuple[RunView, CallView]
 
@@ -95,7 +99,8 @@ def _earlier(view: RunView, call: CallView, home: Path) -> Iterator[Made]:
     """The calls of the same task that came before, the newest first."""
     same_run = [each for each in view.calls.values() if each.task == call.task and each.submitted < call.submitted]
     yield from ((view, each) for each in reversed(same_run))
-    for run in newest_runs(home, before=view.id):
+    known = index.runs_of(home, call.task, before=view.id, most=_MOST_RUNS)
+    for run in newest_runs(home, before=view.id, also=known):
         yield from ((run, each) for each in reversed(list(run.calls.values())) if each.task == call.task)
 
 

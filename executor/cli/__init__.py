@@ -35,10 +35,12 @@ COMMANDS = {
         "Make a conda channel from the Python at hand and from wheels; list what it holds.",
     ),
     "doctor": ("executor.cli.doctor", "Say what this machine has, and what run-local can do with it."),
+    "du": ("executor.cli.housekeeping", "Say how much room runs, values, packages and images take, by kind."),
     "envs": ("executor.cli.environments", "List the environments of this project, and how far each has come."),
-    "gc": ("executor.cli.housekeeping", "Remove images, prefixes, packages and layers that nothing uses any more."),
+    "gc": ("executor.cli.housekeeping", "Remove what nothing uses any more: images, packages, values; and old runs."),
     "lock": ("executor.cli.environments", "Solve environments, and write conda-lock.yml beside their specifications."),
     "logs": ("executor.cli.records", "Print what the tasks of a run wrote."),
+    "pin": ("executor.cli.housekeeping", "Have `gc` keep a run, with all that its record names."),
     "plan": ("executor.cli.plan", "Say what running a workflow would lock and build, and what is missing where."),
     "replay": ("executor.cli.replay", "Make one recorded call once more; or look at it in a shell, or a debugger."),
     "report": ("executor.cli.report", "Write one run as an HTML page: timeline, calls, logs, resources, environments."),
@@ -49,6 +51,7 @@ COMMANDS = {
     "why": ("executor.cli.why", "Say why calls of a run ran, or were taken from the cache: what changed."),
     "shell": ("executor.cli.replay", "Open a shell in an environment, or run a command there."),
     "show": ("executor.cli.records", "Show one run: its calls, how each ended, where its outputs are."),
+    "unpin": ("executor.cli.housekeeping", "Let `gc` remove a run again."),
 }
 
 _TERMINATED: list[str] = []  # by a signal other than Ctrl-C: its name

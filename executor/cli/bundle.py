@@ -17,6 +17,7 @@ from executor.console import ConsoleView, render_failure
 from executor.data.leases import scratch_folder
 from executor.data.records import read_run
 from executor.data.store import Store, open_value, read_value
+from executor.environments import usage
 from executor.errors import UsageError
 from executor.restore import restore
 
@@ -69,6 +70,12 @@ def reproduce_command(bundle: Path, runtime: str | None, isolation: str | None, 
     """
     home = machine.home()
     runs.remove_dead(home)
+    isolation = machine.isolation(isolation)
+    with usage.hold(home, usage.RECORDING):  # no record names yet what comes into the store
+        return _reproduce(bundle, home, runtime, isolation, as_json=as_json, verbose=verbose)
+
+
+def _reproduce(bundle: Path, home: Path, runtime: str | None, isolation: str, *, as_json: bool, verbose: bool) -> int:
     (home / "tmp").mkdir(parents=True, exist_ok=True)
     with unpacked(bundle, home / "tmp") as read, scratch_folder(home / "tmp") as scratch:
         chosen, note = runs.choose_runtime(runtime or str(read.about.get("runtime", "auto")))
@@ -77,7 +84,7 @@ def reproduce_command(bundle: Path, runtime: str | None, isolation: str | None, 
             load_images(read)
         digest = read.digest
     store = Store(home, home / "tmp")
-    found = _run(expected, home, store, chosen, isolation=machine.isolation(isolation), verbose=verbose, note=note)
+    found = _run(expected, home, store, chosen, isolation=isolation, verbose=verbose, note=note)
     if found.status == "cancelled":
         return interrupted(found.stopped_by)
     compared = compare_runs(expected, found, store)

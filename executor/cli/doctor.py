@@ -14,6 +14,7 @@ import click
 
 from executor import dockerd, gpus, machine
 from executor.cli import print_json
+from executor.data import index
 from executor.environments import indexes
 from executor.environments.cuda import driver_complaint
 from executor.environments.lock import read_lock
@@ -24,13 +25,20 @@ from executor.version import VERSION
 
 
 @click.command("doctor")
+@click.option(
+    "--rebuild", is_flag=True, help="Make the index of the runs anew from their folders, and do nothing else."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
-def doctor_command(as_json: bool) -> None:
+def doctor_command(rebuild: bool, as_json: bool) -> None:
     """Say what this machine has, and what run-local can do with it."""
     home = machine.home()
+    if rebuild:
+        _rebuild(home, as_json)
+        return
     found = {
         "run-local": f"{VERSION}, Python {platform.python_version()} at {sys.executable}",
-        "home": f"{home}, {shutil.disk_usage(home).free / 2**30:.0f} GiB free",
+        "home": _home(home),
+        "index": index.describe(home),
         "machine": f"{machine.cores():g} cores, {machine.memory_bytes() / 2**30:.0f} GiB, glibc {machine.glibc_version()}",
         "docker": _engine(),
         "process runtime": f"{find_rung().describe()}; no memory limit, no file system or user of its own",
@@ -44,6 +52,25 @@ def doctor_command(as_json: bool) -> None:
         click.echo(f"{name:16} {text}")
     for line, text in enumerate(_render_gpus(devices)):
         click.echo(f"{'' if line else 'gpus':16} {text}")
+
+
+def _rebuild(home: Path, as_json: bool) -> None:
+    count, note = index.rebuild(home)
+    if as_json:
+        print_json({"runs": count, "note": note})
+        return
+    click.echo(f"{home / index.NAME} holds {count} runs")
+    if note:
+        click.echo(note, err=True)
+
+
+def _home(home: Path) -> str:
+    told = f"{home}, {shutil.disk_usage(home).free / 2**30:.0f} GiB free"
+    if kind := machine.network_file_system(home):
+        told += (
+            f"; it is on a network file system ({kind}), where locks may not hold: set RUN_LOCAL_HOME to a local disk"
+        )
+    return told
 
 
 def _engine() -> str:

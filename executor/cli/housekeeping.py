@@ -1,46 +1,56 @@
-"""`run-local gc`: removes what no environment needs any more."""
+"""`run-local gc | du | pin | unpin`: what there is, what goes, and what stays."""
 
 from __future__ import annotations
 
 import contextlib
 import datetime
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import click
 
 from executor import dockerd, machine
 from executor.cli import print_json, print_table
-from executor.environments.housekeeping import Outcome, Policy, clean
+from executor.data.pins import pin, unpin
+from executor.data.records import find_run
+from executor.disk import clean, measure
+from executor.environments.housekeeping import Outcome, Policy
 from executor.environments.inventory import Item
 from executor.errors import MachineError, UsageError
 
 _WIDEST = 40
+_NAMELESS = frozenset({"value", "result"})
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 _BYTES = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
 
 
 @click.command("gc")
+@click.option("--keep-last", type=click.IntRange(min=0), metavar="N", help="Of the runs, keep the N newest.")
 @click.option(
-    "--older-than", default="30d", show_default=True, metavar="AGE", help="Not used for so long: 12h, 30d, 8w."
+    "--older-than", metavar="AGE", help="Not used for so long: 12h, 30d, 8w.  [default: 30d; runs: no such limit]"
 )
 @click.option(
     "--max-size", metavar="SIZE", help="Then what is unused the longest, until this is left: 500M, 20G, 20Gi."
 )
-@click.option("--all", "everything", is_flag=True, help="Everything that nobody uses just now.")
+@click.option("--all", "everything", is_flag=True, help="Everything that nobody uses just now, but no run.")
 @click.option("--dry-run", is_flag=True, help="Say what would go, and why; remove nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
-def gc_command(older_than: str, max_size: str | None, everything: bool, dry_run: bool, as_json: bool) -> None:
-    """Remove environments that were not used for a while, and all that only they need: layers, archives, locks.
+def gc_command(
+    keep_last: int | None, older_than: str | None, max_size: str | None, everything: bool, dry_run: bool, as_json: bool
+) -> None:
+    """Remove environments and entries of the cache that were not used for a while, and all that nothing needs.
 
-    What a run uses while this works stays. What was removed is made again when it is needed; committed locks, runs and
-    their values are never touched.
+    Runs, with their outputs, go only where --keep-last, --older-than or --max-size is given; with two of them, those that
+    both let go. A run that goes on, or is pinned, stays, with every value that its record names. Environments are made
+    again when they are needed, and what the cache loses is computed again; committed locks are never touched.
     """
     policy = Policy(
-        older_than_s=_parse(older_than, _SECONDS, "--older-than", "30d"),
+        older_than_s=_parse(older_than or "30d", _SECONDS, "--older-than", "30d"),
         most_bytes=None if max_size is None else _parse(max_size, _BYTES, "--max-size", "20G"),
         everything=everything,
+        keep_last=keep_last,
+        runs_older_than_s=_parse(older_than, _SECONDS, "--older-than", "30d") if older_than else None,
     )
     with _engine() as client:
         if client is None:
@@ -53,17 +63,69 @@ def gc_command(older_than: str, max_size: str | None, everything: bool, dry_run:
     _print(outcome, dry_run)
 
 
+@click.command("du")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON list.")
+def du_command(as_json: bool) -> None:
+    """Say how much room everything takes, by kind, the largest first. What has several names counts once."""
+    with _engine() as client:
+        shares = measure(machine.home(), client)
+    if as_json:
+        print_json([{"kind": each.kind, "count": each.count, "bytes": each.bytes} for each in shares])
+        return
+    print_table([[each.kind, str(each.count), _size(each.bytes)] for each in shares], "kind", "files", "size")
+    click.echo(f"{_size(sum(each.bytes for each in shares))} in {machine.home()}")
+    if client is None:
+        click.echo("no Docker engine answers: images are not looked at", err=True)
+
+
+@click.command("pin")
+@click.argument("run", default="last")
+def pin_command(run: str) -> None:
+    """Have `gc` keep RUN, with all that its record names. `last` is the newest."""
+    folder = find_run(machine.home(), run)
+    pin(folder)
+    click.echo(f"run {folder.name} stays; `run-local unpin {folder.name}` lets it go again")
+
+
+@click.command("unpin")
+@click.argument("run", default="last")
+def unpin_command(run: str) -> None:
+    """Let `gc` remove RUN again. `last` is the newest."""
+    folder = find_run(machine.home(), run)
+    unpin(folder)
+    click.echo(f"run {folder.name} is not pinned")
+
+
 def _print(outcome: Outcome, dry_run: bool) -> None:
     rows = [
-        [item.kind, item.name[:_WIDEST], _size(item.size), _date(item.used), reason]
-        for item, reason in sorted(outcome.gone, key=lambda each: (each[0].kind, -each[0].size))
+        [kind, name[:_WIDEST], _size(size), _date(used), reason]
+        for kind, name, size, used, reason in sorted(_lines(outcome.gone), key=lambda each: (each[0], -each[2]))
     ]
     if rows:
         print_table(rows, "kind", "name", "size", "last used", "why")
-    for item, reason in outcome.kept:
-        click.echo(f"kept: {item.kind} {item.name}: {reason}", err=True)
+    for kind, name, _, _, reason in _lines(outcome.kept):
+        click.echo(f"kept: {kind} {name}: {reason}", err=True)
     total = f"{_size(outcome.freed)} {'would be' if dry_run else 'were'} freed"
     click.echo(total if outcome.gone else "there is nothing to remove")
+
+
+def _lines(items: Sequence[tuple[Item, str]]) -> Iterator[tuple[str, str, int, float | None, str]]:
+    """Kind, name, size, last use and reason of each; those that only digests tell apart in one line."""
+    many: dict[tuple[str, str], list[Item]] = {}
+    for item, reason in items:
+        if item.kind in _NAMELESS:
+            many.setdefault((item.kind, reason), []).append(item)
+        else:
+            yield item.kind, item.name, item.size, item.used, reason
+    for (kind, reason), same in many.items():
+        used = max((each.used for each in same if each.used is not None), default=None)
+        yield (
+            kind,
+            same[0].name if len(same) == 1 else f"{len(same)} of them",
+            sum(each.size for each in same),
+            used,
+            reason,
+        )
 
 
 def _document(each: tuple[Item, str]) -> dict[str, Any]:

@@ -14,7 +14,9 @@ from executor import machine
 from executor.cli import print_json, print_table
 from executor.cli.workflow import document
 from executor.console import printable, render_failure
-from executor.data.records import CallView, RunView, read_run, run_ids
+from executor.data.index import Summary, summaries
+from executor.data.pins import is_pinned
+from executor.data.records import CallView, read_run
 from executor.errors import RunLocalError, UsageError
 from executor.runs import result_document
 
@@ -27,18 +29,24 @@ _STYLES = {"succeeded": "green", "cached": "cyan", "failed": "red", "cancelled":
 def runs_command(as_json: bool, most: int) -> None:
     """List the runs of this machine, newest first."""
     home = machine.home()
-    views = [read_run(home, name) for name in reversed(run_ids(home)[-most:])]
+    found, note = summaries(home, most)
+    if note:
+        click.echo(note, err=True)
     if as_json:
-        print_json([_summary(view) for view in views])
+        print_json([_document(each, home) for each in found])
         return
-    if not views:
+    if not found:
         click.echo("no runs yet")
         return
     rows = []
-    for view in views:
-        began = datetime.datetime.fromtimestamp(view.started).strftime("%Y-%m-%d %H:%M")
-        rows.append([view.id, view.workflow, _styled(view.status), began, f"{view.seconds:.1f}", str(len(view.calls))])
+    for each in found:
+        began = datetime.datetime.fromtimestamp(each.started).strftime("%Y-%m-%d %H:%M") if each.started else ""
+        status = _styled(each.status) + (", pinned" if is_pinned(home / "runs" / each.run) else "")
+        rows.append([each.run, each.workflow, status, began, f"{each.seconds:.1f}", str(sum(each.calls.values()))])
     print_table(rows, "run", "workflow", "status", "began", "seconds", "calls")
+    for each in found:
+        if each.why:
+            click.echo(f"run {each.run} cannot be read: {each.why}", err=True)
 
 
 @click.command("show")
@@ -47,6 +55,9 @@ def runs_command(as_json: bool, most: int) -> None:
 def show_command(run: str, as_json: bool) -> None:
     """Show one RUN: its calls, how each ended, and where its outputs are. `last` is the newest."""
     view = read_run(machine.home(), run)
+    if view.damaged:
+        lines = "a line" if view.damaged == 1 else f"{view.damaged} lines"
+        click.echo(f"warning: {lines} of its journal cannot be read, and what they told is missing here", err=True)
     result = result_document(view)
     if as_json:
         print_json(document(view, result))
@@ -124,13 +135,14 @@ def _row(call: CallView) -> list[str]:
     ]
 
 
-def _summary(view: RunView) -> dict[str, object]:
+def _document(summary: Summary, home: Path) -> dict[str, object]:
     return {
-        "run": view.id,
-        "workflow": view.workflow,
-        "status": view.status,
-        "runtime": view.runtime,
-        "started": view.started,
-        "seconds": view.seconds,
-        "calls": len(view.calls),
+        "run": summary.run,
+        "workflow": summary.workflow,
+        "status": summary.status,
+        "runtime": summary.runtime,
+        "started": summary.started,
+        "seconds": summary.seconds,
+        "calls": sum(summary.calls.values()),
+        "pinned": is_pinned(home / "runs" / summary.run),
     }

@@ -9,6 +9,7 @@ import click
 from executor import machine
 from executor.cli.workflow import Wanted, run
 from executor.data.records import RunView, read_run
+from executor.data.results import is_whole
 from executor.data.store import Store, Value, open_value, read_value
 from executor.describe import describe
 from executor.errors import ProjectError, UsageError
@@ -35,6 +36,8 @@ def resume_command(name: str, runtime: str | None, isolation: str | None, as_jso
     if view.status in ("running", "succeeded"):
         why = "it goes on in another process" if view.status == "running" else "it succeeded"
         raise UsageError(f"run {view.id} cannot be resumed", why=why)
+    if not view.target:
+        raise UsageError(f"run {view.id} cannot be resumed", why="its record does not say what was run")
     inputs = _inputs(view, Store(home, home / "tmp"))
     if not Path(view.root).is_dir():
         raise ProjectError(
@@ -55,7 +58,10 @@ def _inputs(view: RunView, store: Store) -> Value:
             hint=f"run `{view.workflow}` again: nothing of it was done",
         )
     try:
-        return open_value(store, read_value(call.inputs))
+        ref = read_value(call.inputs)
+        if not is_whole(store, ref):
+            raise OSError("they are not in the store any more, or not what they were")
+        return open_value(store, ref)
     except OSError as exc:
         hint = f"run `{view.workflow}` again; what the cache holds is not computed anew"
         raise UsageError(f"the inputs of run {view.id} are gone", why=str(exc), hint=hint) from exc

@@ -9,11 +9,12 @@ The journal is the truth; everything shown of a run is read from it, by `read_ru
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,9 @@ from typing import Any
 from executor.data import leases
 from executor.data.store import full_disk
 from executor.errors import UsageError
-from executor.events import AttemptStarted, Fact, LogWritten
+from executor.events import JOURNAL, AttemptStarted, Fact, LogWritten
 from executor.scheduling.ranks import Recorded
+from executor.version import VERSION
 
 _LONGEST_NAME = 200
 #: Of past runs, how many are looked at, how many are enough, and how large a journal is read, for the times of calls.
@@ -37,6 +39,7 @@ class Record:
         self.folder = home / "runs" / run
         self._clock = clock
         self._attempts: dict[str, int] = {}  # of calls that are retried
+        self._now = 0.0  # never earlier than before, though a clock may be set back
         with full_disk("the record of the run cannot be written"):
             (self.folder / "logs").mkdir(parents=True)
             self._journal = (self.folder / "journal.jsonl").open("a", encoding="utf-8")
@@ -51,7 +54,8 @@ class Record:
                 return
             if isinstance(fact, AttemptStarted) and fact.attempt > 1:
                 self._attempts[fact.call] = fact.attempt
-            line = {"fact": type(fact).__name__, "at": round(self._clock(), 3)}
+            self._now = max(self._now, round(self._clock(), 3))
+            line = {"fact": type(fact).__name__, "at": self._now}
             line.update((each.name, getattr(fact, each.name)) for each in fields(fact))
             self._journal.write(json.dumps(line, separators=(",", ":"), default=_plain) + "\n")
             self._journal.flush()
@@ -165,6 +169,7 @@ class RunView:
     told:    the time of the last fact, in seconds since the epoch
     host, snapshot, manifest, fresh: see `events.RunStarted`; empty in records of earlier versions
     code:    digest → parts of the code that calls of it reach (see `events.CodeReached`)
+    damaged: how many lines of its journal say nothing that can be understood, besides a torn tail
     """
 
     id: str
@@ -187,6 +192,7 @@ class RunView:
     manifest: str = ""
     fresh: bool = False
     code: dict[str, dict[str, str]] = field(default_factory=dict)
+    damaged: int = 0
     environments: dict[str, dict[str, Any]] = field(default_factory=dict)
     calls: dict[str, CallView] = field(default_factory=dict)
 
@@ -215,12 +221,14 @@ def log_name(call: str, attempt: int = 1) -> str:
     return f"{call}@{attempt}.log" if attempt > 1 else f"{call}.log"
 
 
-def newest_runs(home: Path, *, before: str) -> Iterator[RunView]:
-    """The newest of the runs that began before one, the newest first; those with very large journals are passed over."""
-    for run in reversed([each for each in run_ids(home) if each < before][-_NEWEST:]):
+def newest_runs(home: Path, *, before: str, also: Iterable[str] = ()) -> Iterator[RunView]:
+    """The newest of the runs that began before one, and others, the newest first; very large journals are passed over."""
+    newest = [each for each in run_ids(home) if each < before][-_NEWEST:]
+    for run in sorted({*newest, *also}, reverse=True):
         journal = home / "runs" / run / "journal.jsonl"
         if journal.exists() and journal.stat().st_size <= _MOST_BYTES:
-            yield read_folder(journal.parent)
+            with contextlib.suppress(UsageError):  # a later version wrote it
+                yield read_folder(journal.parent)
 
 
 def past_times(home: Path, workflow: str) -> list[list[Recorded]]:
@@ -230,7 +238,9 @@ def past_times(home: Path, workflow: str) -> list[list[Recorded]]:
         journal = home / "runs" / run / "journal.jsonl"
         if journal.exists() and journal.stat().st_size <= _MOST_BYTES and len(found) < _ENOUGH:
             lines = _lines(journal)
-            if next(lines, {}).get("workflow") == workflow and (times := _times(lines)):
+            began = next(lines, {})
+            is_ours = began.get("workflow") == workflow and began.get("journal", 0) <= JOURNAL
+            if is_ours and (times := _times(lines)):
                 found.append(times)
     return found
 
@@ -240,27 +250,33 @@ def _times(lines: Iterator[dict[str, Any]]) -> list[Recorded]:
     started: dict[str, float] = {}
     found: list[Recorded] = []
     for line in lines:
-        if line["fact"] == "CallSubmitted":
-            tasks[line["call"]] = line["task"]
-        elif line["fact"] == "AttemptStarted":
-            started[line["call"]] = line["at"]
-        elif line["fact"] == "CallEnded" and line["status"] == "succeeded" and line["call"] in started:
-            found.append(Recorded(tasks[line["call"]], started[line["call"]], line["at"]))
+        with contextlib.suppress(KeyError, TypeError):  # it is damaged
+            if line["fact"] == "CallSubmitted":
+                tasks[line["call"]] = line["task"]
+            elif line["fact"] == "AttemptStarted":
+                started[line["call"]] = line["at"]
+            elif line["fact"] == "CallEnded" and line["status"] == "succeeded":
+                found.append(Recorded(tasks[line["call"]], started[line["call"]], line["at"]))
     return found
 
 
 def read_run(home: Path, run: str) -> RunView:
     """The run with this id, or whose id starts or ends like this, or the `last` one; raises `UsageError`."""
+    return read_folder(find_run(home, run))
+
+
+def find_run(home: Path, run: str) -> Path:
+    """The folder of a run that is named as for `read_run`."""
     names = run_ids(home)
     if run == "last" and names:
-        return read_folder(home / "runs" / names[-1])
+        return home / "runs" / names[-1]
     found = [name for name in names if name == run] or [n for n in names if n.startswith(run) or n.endswith(run)]
     if len(found) != 1:
         raise UsageError(
             f"there is no run `{run}`" if not found else f"`{run}` is the name of several runs: {', '.join(found)}",
             hint="`run-local runs` lists them; `last` is the newest",
         )
-    return read_folder(home / "runs" / found[0])
+    return home / "runs" / found[0]
 
 
 def run_ids(home: Path) -> list[str]:
@@ -270,27 +286,50 @@ def run_ids(home: Path) -> list[str]:
 
 
 def read_folder(folder: Path) -> RunView:
-    """What the record in a folder says; the run is called as the folder is."""
+    """The run whose record lies in a folder; raises `UsageError` where a later version of run-local wrote it."""
     view = RunView(id=folder.name, folder=folder)
     for line in _lines(folder / "journal.jsonl"):
-        fold = _FOLDS.get(line.pop("fact"))
-        view.told = line["at"]
-        if fold:
-            fold(view, line)
+        try:
+            if line.get("journal", 0) > JOURNAL:
+                raise _newer(folder.name, line)
+            fold = _FOLDS.get(line.pop("fact"))
+            view.told = line["at"]
+            if fold:
+                fold(view, line)
+        except (KeyError, TypeError, AttributeError):
+            view.damaged += 1
     if view.status == "running" and not leases.lease_is_held(folder / leases.NAME):
         view.status = "interrupted"
     return view
 
 
+def _newer(run: str, line: Mapping[str, Any]) -> UsageError:
+    version = dict(line.get("host") or {}).get("version", "a later version")
+    return UsageError(
+        f"the record of run {run} cannot be read",
+        why=f"run-local {version} wrote it, in format {line['journal']}; this one is {VERSION}, and reads up to {JOURNAL}",
+        hint="use the version that wrote it, or a later one; nothing of the run is lost",
+    )
+
+
 def _lines(journal: Path) -> Iterator[dict[str, Any]]:
+    """The lines of a journal; an empty one for each that is damaged, but none for the torn tail of one that was killed."""
     if not journal.exists():
         return
+    damaged = 0
     with journal.open(encoding="utf-8", errors="replace") as file:
         for line in file:
             try:
-                yield json.loads(line)
+                told = json.loads(line)
             except ValueError:
-                return  # the torn tail of a run that was killed; nothing after it can be trusted
+                told = None
+            if not isinstance(told, dict):
+                damaged += 1
+                continue
+            yield from ({} for _ in range(damaged))
+            damaged = 0
+            yield told
+    yield from ({} for _ in range(damaged - 1))
 
 
 def _run_started(view: RunView, fact: dict[str, Any]) -> None:

@@ -46,6 +46,8 @@ class Results:
         if not is_whole(self._store, value):
             path.unlink(missing_ok=True)
             return None
+        with contextlib.suppress(OSError):
+            os.utime(path)  # its last use
         return entry
 
     def put(self, key: str, entry: Mapping[str, Any]) -> None:

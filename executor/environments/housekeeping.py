@@ -1,12 +1,14 @@
-"""Removes what no environment needs any more: images, prefixes, archives, layers, caches, locks of our own.
+"""Removes what nothing needs any more: images, prefixes, archives, layers, caches, locks of our own; runs and values.
 
-`plan` decides, from an inventory, and touches nothing; `carry_out` removes. What a live run or build uses is held by it
-(see `usage`) and stays, and with it all that it consists of, also where it was taken after the plan was made. A folder is
-first moved out of the way, so that nothing half removed can be taken for whole.
+What there is of runs and values, `executor.disk` says. `plan` decides, from an inventory, and touches nothing;
+`carry_out` removes. What a live run or build uses is held by it (see `usage`) and stays, and with it all that it consists
+of, also where it was taken after the plan was made. A folder is first moved out of the way, so that nothing half removed
+can be taken for whole.
 """
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 import os
 import shutil
@@ -18,6 +20,7 @@ from typing import Any
 
 from executor import dockerd
 from executor.data.leases import scratch_folder
+from executor.data.pins import why_kept
 from executor.environments import usage
 from executor.environments.inventory import ELSEWHERE, Inventory, Item, files_below, inside, is_image, look
 from executor.errors import MachineError
@@ -26,20 +29,33 @@ _UNNEEDED = {
     "archive": "no environment holds it",
     "layer": "no environment holds it",
     "scratch": "left by something that was killed, or damaged",
+    "value": "no run holds it, and no entry of the cache",
+    "snapshot": "no run holds it",
 }
 
-#: What environments consist of, or stand on; and what goes where there is too much.
-_PARTS = frozenset({"archive", "layer", "lock", "base"})
-_BUDGETED = frozenset({"cache", "environment", "channel", "base"})
+#: What each kind may consist of, or stand on, where nobody knows of what.
+_PARTS = {
+    "environment": frozenset({"archive", "layer", "lock", "base"}),
+    "run": frozenset({"value", "snapshot"}),
+    "result": frozenset({"value"}),
+}
+#: What goes where there is too much, in this order: what was fetched, what can be made again, what was computed.
+_BUDGETED = {"cache": 0, "environment": 1, "channel": 2, "base": 2, "result": 3, "run": 3}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Policy:
-    """What goes: what was not used for `older_than_s`; then caches and the longest unused until `most_bytes` are left."""
+    """What goes: what was not used for `older_than_s`; then caches and the longest unused until `most_bytes` are left.
+
+    Runs go only where one of these says so: those that are not among the `keep_last` newest, and that are older than
+    `runs_older_than_s`, each where it is given; `most_bytes` takes further ones, but none of the `keep_last`.
+    """
 
     older_than_s: float
     most_bytes: float | None = None
     everything: bool = False
+    keep_last: int | None = None
+    runs_older_than_s: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,10 +67,13 @@ class Outcome:
     freed: int = 0
 
 
-def clean(home: Path, client: Any, policy: Policy, *, dry_run: bool) -> Outcome:
-    """Remove what a policy says from a home, and from an engine; without a `client` images stay."""
+def clean(home: Path, client: Any, policy: Policy, others: Sequence[Item] = (), *, dry_run: bool) -> Outcome:
+    """Remove what a policy says from a home, and from an engine; without a `client` images stay.
+
+    others: what there is besides environments, in the order of `Inventory.items`
+    """
     with usage.take(home, usage.MAKING) as alone:
-        there = look(home, client, alone=alone)
+        there = look(home, client, others, alone=alone)
         outcome = plan(there, policy, time.time())
         if not dry_run:
             outcome = carry_out(outcome, home, client)
@@ -70,38 +89,43 @@ class _Needed:
 
     def __init__(self) -> None:
         self._ids: set[str] = set()
-        self._any = False
+        self._kinds: frozenset[str] = frozenset()
 
     def add(self, item: Item) -> None:
         """It stays."""
         self._ids |= item.needs or set()
-        self._any = self._any or item.needs is None
+        if item.needs is None:
+            self._kinds |= _PARTS.get(item.kind, frozenset())
 
     def has(self, item: Item) -> bool:
         """Whether one of them needs this."""
-        return item.at[0] in self._ids or (self._any and item.kind in _PARTS)
+        return item.at[0] in self._ids or item.kind in self._kinds
 
 
 def plan(inventory: Inventory, policy: Policy, now: float) -> Outcome:
     """What to remove; nothing that something which stays needs."""
-    over: set[str] = set()
-    outcome = _decide(inventory, policy, now, over)
+    outcome = _decide(inventory, policy, now, frozenset())
     if policy.most_bytes is None:
         return outcome
-    going = {item.at[0] for item, _ in outcome.gone}
-    candidates = sorted(
-        (each for each in inventory.items if each.kind in _BUDGETED and each.at[0] not in going and not each.stays),
-        key=lambda each: (each.kind != "cache", each.kind != "environment", each.used or 0),
-    )
-    for each in candidates:
-        if inventory.without(item for item, _ in outcome.gone) <= policy.most_bytes:
-            break
-        over.add(each.at[0])
-        outcome = _decide(inventory, policy, now, over)
-    return outcome
+    most, going = policy.most_bytes, {item.at[0] for item, _ in outcome.gone}
+    candidates = [each for each in inventory.items if _may_be_too_much(each, policy) and each.at[0] not in going]
+    candidates.sort(key=lambda each: (_BUDGETED[each.kind], each.used or 0))
+
+    def decide(count: int) -> Outcome:
+        return _decide(inventory, policy, now, frozenset(each.at[0] for each in candidates[:count]))
+
+    def is_enough(count: int) -> bool:
+        return inventory.without(item for item, _ in decide(count).gone) <= most
+
+    return decide(bisect.bisect_left(range(len(candidates)), True, key=is_enough))
 
 
-def _decide(inventory: Inventory, policy: Policy, now: float, over: set[str]) -> Outcome:
+def _may_be_too_much(item: Item, policy: Policy) -> bool:
+    is_kept = item.kind == "run" and policy.keep_last is not None and item.newer < policy.keep_last
+    return item.kind in _BUDGETED and not item.stays and not is_kept
+
+
+def _decide(inventory: Inventory, policy: Policy, now: float, over: frozenset[str]) -> Outcome:
     needed, gone, kept = _Needed(), [], []
     for item in inventory.items:
         reason = "too much in all, and unused the longest" if item.at[0] in over else _reason(item, policy, now)
@@ -117,12 +141,31 @@ def _decide(inventory: Inventory, policy: Policy, now: float, over: set[str]) ->
 def _reason(item: Item, policy: Policy, now: float) -> str:
     if item.kind in _UNNEEDED:
         return _UNNEEDED[item.kind]
+    if item.kind == "run":
+        return _reason_of_run(item, policy, now)
     if policy.everything:
         return "all is to go"
     if item.used is None or now - item.used <= policy.older_than_s:
         return ""
-    hours = (now - item.used) / 3600
-    return f"not used for {hours / 24:.0f} days" if hours >= 48 else f"not used for {hours:.0f} h"
+    return f"not used for {_age(now - item.used)}"
+
+
+def _reason_of_run(item: Item, policy: Policy, now: float) -> str:
+    reasons = []
+    if policy.keep_last is not None:
+        if item.newer < policy.keep_last:
+            return ""
+        reasons.append(f"{item.newer} are newer")
+    if policy.runs_older_than_s is not None:
+        if item.used is None or now - item.used <= policy.runs_older_than_s:
+            return ""
+        reasons.append(f"it ended {_age(now - item.used)} ago")
+    return ", ".join(reasons)
+
+
+def _age(seconds: float) -> str:
+    hours = seconds / 3600
+    return f"{hours / 24:.0f} days" if hours >= 48 else f"{hours:.0f} h"
 
 
 # -- removing ----------------------------------------------------------------------------------------------------------
@@ -159,8 +202,13 @@ def _remove_environment(item: Item, home: Path, client: Any, scratch: Path) -> s
 
 def _remove(item: Item, client: Any, scratch: Path) -> str:
     """Remove something; answers with why that was not done, or an empty text."""
+    if item.kind == "run" and (why := why_kept(Path(item.at[0]))):
+        return why
     aside = scratch / f"{time.monotonic_ns()}"
     try:
+        if item.kind in ("value", "result"):
+            Path(item.at[0]).unlink(missing_ok=True)
+            return ""
         for at in item.at:
             if is_image(at):
                 _remove_image(client, at)

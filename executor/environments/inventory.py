@@ -36,13 +36,14 @@ _ABANDONED_S = 86400
 class Item:
     """Something that may be removed.
 
-    kind:  environment, archive, layer, cache, lock, channel, base, scratch
+    kind:  environment, archive, layer, cache, lock, channel, base, scratch, run, result (of the cache), value, snapshot
     at:    its paths, and the ids of its images; the first of them is what others know it by
     used:  when it was last used or changed; None where it has no age
     needs: what it consists of or stands on; None where nobody knows
     stays: why it may not go, whatever is asked for; mostly empty
     key:   of an environment
     size:  bytes on the disk; of what it has in common with others, its share
+    newer: of a run, how many are newer
     """
 
     kind: str
@@ -53,6 +54,7 @@ class Item:
     stays: str = ""
     key: str = ""
     size: int = 0
+    newer: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,8 +109,8 @@ def files_below(path: Path) -> Iterator[tuple[str, os.stat_result]]:
             yield each, os.lstat(each)
 
 
-def look(home: Path, client: Any, *, alone: bool) -> Inventory:
-    """What is there in a home, and of it in an engine.
+def look(home: Path, client: Any, others: Sequence[Item] = (), *, alone: bool) -> Inventory:
+    """What is there of environments in a home, and of it in an engine; and `others`, which are known already.
 
     alone: nobody makes anything meanwhile, so whatever is half made was left
     """
@@ -117,7 +119,7 @@ def look(home: Path, client: Any, *, alone: bool) -> Inventory:
     kept = [*_single_folders(home), *_parts(home)]
     if not alone:
         kept = [replace(each, stays=_BUSY) for each in kept]
-    items = [*environments, *_bases(images, environments, alone), *kept, *_scratch(home, alone)]
+    items = [*environments, *_bases(images, environments, alone), *kept, *_scratch(home, alone), *others]
     bytes_of = _bytes_of(items, images)
     shares: Counter[str] = Counter()
     for holders, size in bytes_of.items():
@@ -136,7 +138,8 @@ def _bytes_of(items: Sequence[Item], images: Sequence[_Image]) -> dict[frozenset
     for image in images:
         for layers, size in image.sizes:
             sizes.add(layers, size, holders.get(image.id, image.id))
-    return {who: size for who, size in sizes.bytes_of().items() if who <= {*holders.values()}}
+    known = {*holders.values()}
+    return {who: size for who, size in sizes.bytes_of().items() if who <= known}
 
 
 def _environments(home: Path, images: Sequence[_Image], engine: bool) -> Iterator[Item]:
@@ -289,6 +292,13 @@ def _changed(path: Path) -> float | None:
 def is_image(at: str) -> bool:
     """Whether something is an image of an engine, and no path."""
     return at.startswith("sha256:")
+
+
+def image_sizes(home: Path, client: Any) -> tuple[int, int]:
+    """How many images of an engine are of this home's environments, or bases, and their bytes; shared ones count once."""
+    known = usage.noted(home)
+    images = [image for image in _read_images(client) if image.kind == "base" or image.key in known]
+    return len(images), sum(dict(each for image in images for each in image.sizes).values())
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,7 +1,8 @@
 """Which environments are used, by whom and since when: what housekeeping has to know before it removes anything.
 
 `home/used/<key>` is held locked, shared, by every build and run that uses the environment, and its time is that of the last
-use; `<key>.json` says what the environment is made of. `home/used/.making` is held by whoever fetches, unpacks or solves.
+use; `<key>.json` says what the environment is made of. `home/used/.making` is held by whoever fetches, unpacks or solves,
+`home/used/.recording` by every run, and by whoever else puts values into the store.
 
 Several homes may share an engine, and with it images. So whoever holds something also has an abstract socket with its name,
 which every process of this machine sees, and which the kernel takes away with its owner.
@@ -23,6 +24,7 @@ from pathlib import Path
 from executor import machine
 
 MAKING = ".making"
+RECORDING = ".recording"
 _SHOWN = "run-local/{}/"
 
 
@@ -45,7 +47,10 @@ class Use:
 
 @contextlib.contextmanager
 def hold(home: Path, key: str) -> Iterator[None]:
-    """Use an environment, or with `MAKING` the caches: what nobody removes meanwhile. Its last use is the end of this."""
+    """Use an environment, or with `MAKING` the caches, with `RECORDING` the values: what nobody removes meanwhile.
+
+    Its last use is the end of this.
+    """
     path = home / "used" / key
     with _shown(key), _locked(path, fcntl.LOCK_SH):
         os.utime(path)
@@ -71,7 +76,7 @@ def take(home: Path, key: str) -> Iterator[bool]:
 @contextlib.contextmanager
 def _locked(path: Path, how: int) -> Iterator[None]:
     """Hold the file at a path locked; once more where the one that we waited for was forgotten meanwhile."""
-    path.parent.mkdir(exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     while True:
         with machine.keep_from_forks(path.open("ab")) as file:
             fcntl.flock(file, how)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import csv
+import hashlib
 import json
 import re
 from collections.abc import Mapping
@@ -79,11 +80,20 @@ def describe_file(file: Mapping[str, Any], name: str, content: Path, pictures: P
         told["size"] = sum(each["size"] for each in entries)
         told["entries"] = [[each["path"], each["size"]] for each in entries[:_MOST_ROWS]]
         told["count"] = len(entries)
+    elif file["size"] <= MOST_OF_A_PICTURE and not _is_intact(content, file["sha256"]):
+        told.update({"text": "(its content in the store is gone, or damaged)", "whole": True})
     elif pictures.add(file, content):
         told["picture"] = file["sha256"]
     else:
         told.update(_read_text(name, file["size"], content))
     return told
+
+
+def _is_intact(content: Path, sha256: str) -> bool:
+    try:
+        return hashlib.sha256(content.read_bytes()).hexdigest() == sha256
+    except OSError:
+        return False
 
 
 def _read_text(name: str, size: int, content: Path) -> dict[str, Any]:

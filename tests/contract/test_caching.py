@@ -286,7 +286,7 @@ def test_a_call_is_taken_over_as_often_as_it_was_made(run: Any, run_local: RunLo
 
 
 def test_what_cannot_be_resumed_says_why(run: Any, run_local: RunLocal, flow: Path, home: Path) -> None:
-    """A run that succeeded, one whose inputs are gone, one whose source is gone."""
+    """A run that succeeded, one whose source is gone, one of whose inputs a byte is another; all are shown as they were."""
     done = run_local("resume", run("many", "--n", "1").document["run"], cwd=flow)
     assert (done.code, "it succeeded" in done.stderr) == (2, True)
     failed = run("many", "--n", "1", "--fail").document["run"]
@@ -294,14 +294,19 @@ def test_what_cannot_be_resumed_says_why(run: Any, run_local: RunLocal, flow: Pa
     gone = run_local("resume", failed, cwd=elsewhere)
     assert gone.code == 2, gone.stderr
     assert str(flow) in gone.stderr
+    for command in (("show", failed), ("logs", failed), ("report", failed)):
+        assert run_local(*command, cwd=elsewhere).code == 0, command
     elsewhere.rename(flow)
     for line in (home / "runs" / failed / "journal.jsonl").read_text().splitlines():
         fact = json.loads(line)
         if fact["fact"] == "InputsCommitted" and fact["call"] == "1":
             sha256 = fact["inputs"]["sha256"]
-            (home / "store/sha256" / sha256[:2] / sha256).unlink()
+            content = home / "store/sha256" / sha256[:2] / sha256
+            content.chmod(0o600)
+            content.write_bytes(bytes([content.read_bytes()[0] ^ 1]) + content.read_bytes()[1:])
     lost = run_local("resume", failed, cwd=flow)
     assert (lost.code, "the inputs of run" in lost.stderr) == (2, True), lost.stderr
+    assert run_local("show", failed, cwd=flow).code == 0
 
 
 def test_a_script_may_ask_for_it_too(run_local: RunLocal, flow: Path, runtime: str) -> None:

@@ -113,7 +113,7 @@ class OnDisk:
 
     def __call__(self, *arguments: str, index: Index | None = None) -> Finished:
         env = {"RUN_LOCAL_HOME": str(self.disk.home), **(index.variables if index else {})}
-        runtime = [] if arguments[0] in ("runs", "show") else ["--runtime", self.runtime]
+        runtime = [] if arguments[0] in ("runs", "show", "du", "gc", "pin", "doctor") else ["--runtime", self.runtime]
         return self.run_local(*arguments, *runtime, cwd=self.root, env=env)
 
 
@@ -187,4 +187,23 @@ def test_a_disk_refuses_in_other_ways(call: OnDisk, disk: Disk) -> None:
         assert "bug of ours" not in done.stderr
         assert call("runs").stdout == records
         assert call("show", "last").code == 0
+        assert call("du").code == 0
+        for command in (("gc", "--keep-last", "0"), ("pin", "last"), ("doctor", "--rebuild")):
+            done = call(*command)
+            assert done.code in (2, 4), done.stderr
+            assert "bug of ours" not in done.stderr
     assert call("big", "--mib", "1").code == 0
+
+
+def test_room_is_made_where_there_is_none(call: OnDisk, disk: Disk) -> None:
+    """What cleans up, and what says what there is, needs no room itself."""
+    assert call("big", "--mib", "1").code == 0
+    disk.fill(but=0)
+    for command in (("runs",), ("show", "last"), ("du",)):
+        done = call(*command)
+        assert done.code == 0, done.stderr
+    done = call("gc", "--keep-last", "0")
+    assert done.code == 0, done.stderr
+    assert "run " in done.stdout
+    assert "no runs yet" in call("runs").stdout
+    assert list(disk.home.glob("store/sha256/*/*")) == []

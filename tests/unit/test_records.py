@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
+import json
+import re
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from executor.data.records import Record, read_run, run_ids
+from executor import page
+from executor.data.records import Record, past_times, read_run, run_ids
 from executor.data.snapshot import take_snapshot
 from executor.errors import ProjectError, UsageError
-from executor.events import AttemptEnded, AttemptStarted, CallEnded, CallSubmitted, LogWritten, RunEnded, RunStarted
+from executor.events import (
+    JOURNAL,
+    AttemptEnded,
+    AttemptStarted,
+    CallEnded,
+    CallSubmitted,
+    LogWritten,
+    RunEnded,
+    RunStarted,
+)
 from executor.manifest import Shape
 
 RUN = "20260101-120000-abcd"
@@ -122,3 +136,73 @@ def test_a_clock_is_only_a_label(tmp_path: Path) -> None:
     record(RunEnded(status="failed", seconds=0.0))
     record.close()
     assert read_run(tmp_path, RUN).status == "failed"
+
+
+def journal_of(home: Path) -> Path:
+    return home / "runs" / RUN / "journal.jsonl"
+
+
+@pytest.mark.parametrize(
+    "nonsense", [b"no JSON", b"[1]", b"\0" * 40, b'{"fact":"CallEnded"}', b'{"at":0}', b"\xff\xfe", b""]
+)
+def test_a_damaged_line_costs_what_it_told_and_nothing_else(tmp_path: Path, nonsense: bytes) -> None:
+    """Whichever it is: the lines after it are read, it is counted, and the page can be written."""
+    write_run(tmp_path).close()
+    lines = journal_of(tmp_path).read_bytes().splitlines()
+    for number in range(len(lines) - 1):
+        journal_of(tmp_path).write_bytes(b"\n".join([*lines[:number], nonsense, *lines[number + 1 :], b""]))
+        view = read_run(tmp_path, RUN)
+        assert (view.status, view.seconds) == ("succeeded", 2.0)
+        assert 1 <= view.damaged <= 5
+        assert ("1" in view.calls) == (b"CallSubmitted" not in lines[number])
+        assert page.write_page(view, tmp_path).exists()
+        past_times(tmp_path, "a.f")
+    journal_of(tmp_path).write_bytes(b"\n".join(lines) + b"\n" + nonsense)
+    assert read_run(tmp_path, RUN).damaged == (1 if nonsense.startswith(b"{") else 0)
+
+
+def test_a_journal_of_a_later_version_is_told_as_such(tmp_path: Path) -> None:
+    """Nothing is guessed of it; other runs take no times from it."""
+    write_run(tmp_path).close()
+    assert past_times(tmp_path, "a.f")
+    journal = journal_of(tmp_path)
+    journal.write_text(journal.read_text().replace(f'"journal":{JOURNAL}', '"journal":7'))
+    with pytest.raises(UsageError, match=r"run-local .* wrote it, in format 7; this one is .* reads up to 1"):
+        read_run(tmp_path, RUN)
+    assert past_times(tmp_path, "a.f") == []
+
+
+def test_a_journal_without_a_format_is_read(tmp_path: Path) -> None:
+    """Those of earlier versions have none."""
+    write_run(tmp_path).close()
+    journal = journal_of(tmp_path)
+    journal.write_text(journal.read_text().replace(f',"journal":{JOURNAL}', ""))
+    assert read_run(tmp_path, RUN).status == "succeeded"
+
+
+def test_a_clock_that_goes_back_makes_no_time_negative(tmp_path: Path) -> None:
+    """Neither what is told of calls nor what the page draws; what a run took is measured by another clock."""
+    clock = iter(range(2_000_000_000, 0, -100_000))
+    record = Record(tmp_path, RUN, lambda: next(clock))
+    record(RunStarted(run=RUN, workflow="a.f", runtime="docker", root="."))
+    record(CallSubmitted(call="1", parent=None, task="a.f", environment="a", shape=SHAPE))
+    record(AttemptStarted(call="1", attempt=1, container=None, slot=1))
+    record(AttemptEnded(call="1", attempt=1, outcome="ok", seconds=1.5, evidence={}))
+    record(CallEnded(call="1", status="succeeded", preview={"json": 3}))
+    record(RunEnded(status="succeeded", seconds=2.0))
+    record.close()
+    view = read_run(tmp_path, RUN)
+    assert (view.seconds, view.calls["1"].seconds, view.calls["1"].waited) == (2.0, 1.5, 0.0)
+    written = page.write_page(view, tmp_path).read_text()
+    data = json.loads(re.findall(r'<script[^>]*type="application/json"[^>]*>(.*?)</script>', written, re.S)[0])
+    assert [path for path, number in numbers(data) if number < 0] == ["/calls/0/1"], data  # it has no parent
+    assert all(each.ended >= each.started for each in past_times(tmp_path, "a.f")[0])
+
+
+def numbers(part: Any, path: str = "") -> Iterator[tuple[str, float]]:
+    """All numbers in a document, with where they are."""
+    if isinstance(part, dict | list):
+        for name, each in part.items() if isinstance(part, dict) else enumerate(part):
+            yield from numbers(each, f"{path}/{name}")
+    elif isinstance(part, int | float):
+        yield path, part

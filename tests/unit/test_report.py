@@ -359,6 +359,12 @@ def test_files_are_shown_as_what_they_are(told: Told, tmp_path: Path) -> None:
     assert (html["text"], "picture" in html) == ("<script>owned()</script>", False)
     assert set(binary) == {"name", "size", "at"}
     assert "picture" not in false
+    for entry in entries:
+        path = store.path(str(entry["sha256"]))
+        path.chmod(0o600)
+        path.write_bytes(path.read_bytes()[:-1] + b"?")
+    files = embedded(tmp_path, "details")["calls"][0]["files"]
+    assert {each["text"] for each in files} == {"(its content in the store is gone, or damaged)"}
 
 
 def test_numbers_are_what_they_were(told: Told, tmp_path: Path) -> None:
