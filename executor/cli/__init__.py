@@ -38,7 +38,7 @@ COMMANDS = {
     "envs": ("executor.cli.environments", "List the environments of this project, and how far each has come."),
     "gc": ("executor.cli.housekeeping", "Remove images, prefixes, packages and layers that nothing uses any more."),
     "lock": ("executor.cli.environments", "Solve environments, and write conda-lock.yml beside their specifications."),
-    "logs": ("executor.cli.records", "Print what the tasks of a run wrote."),
+    "logs": ("executor.cli.logs", "Print what the tasks of a run wrote, or, with -f, what they write."),
     "plan": ("executor.cli.plan", "Say what running a workflow would lock and build, and what is missing where."),
     "report": ("executor.cli.report", "Write one run as an HTML page: timeline, calls, logs, resources, environments."),
     "reproduce": ("executor.cli.bundle", "Make the run in a bundle again, and compare what its calls came to."),
