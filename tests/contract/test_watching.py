@@ -64,6 +64,8 @@ def test_on_a_terminal_the_tree_stays_whole(run_local: RunLocal, root: Path) -> 
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", LINES, COLUMNS, 0, 0))
     command = [str(Path(sys.executable).with_name("run-local")), "several", "--runtime", "process", "-v"]
     variables = {**run_local.variables, "RUN_LOCAL_HOME": str(run_local.home), "TERM": "xterm-256color"}
+    for name in ("COLUMNS", "LINES"):  # of the terminal that the tests run in
+        variables.pop(name, None)
     started = subprocess.Popen(command, cwd=root, env=variables, stdin=theirs, stdout=theirs, stderr=theirs)
     os.close(theirs)
     seen: set[str] = set()
@@ -111,9 +113,8 @@ def test_logs_follow_a_run_until_it_ends(run_local: RunLocal, root: Path) -> Non
         came.append(following.stdout.readline())
         assert came[-1], came
     assert running.wait(60) == 0
-    rest, errors = following.communicate(timeout=60)
-    assert (following.returncode, errors) == (0, "")
-    told = "".join(came) + rest
+    told = "".join(came) + following.stdout.read()
+    assert following.wait(60) == 0
     for number in range(4):
         assert re.findall(rf"line (\d\d) of {number} x{{150}}\n", told) == [f"{line:02}" for line in range(50)]
         assert f"== 1.{number + 1} leaf.work\n" in told
