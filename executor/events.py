@@ -159,6 +159,16 @@ class LogWritten:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ReportWritten:
+    """A task logged HTML for people (see `executor.report`); `replace`: instead of what the tab had."""
+
+    call: str
+    tab: str
+    html: str
+    replace: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AttemptEnded:
     """An attempt is over and nothing of it is left.
 
@@ -248,6 +258,7 @@ Fact = (
     | InputsCommitted
     | AttemptStarted
     | LogWritten
+    | ReportWritten
     | AttemptEnded
     | AttemptDeferred
     | RetryDue

@@ -547,6 +547,18 @@
       ]), "attempts");
   }
 
+  const FRAME = `<!doctype html><meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">` +
+    `<style>body { font: 15px/1.5 system-ui, sans-serif; margin: 1rem; background: #fff; color: #1c2430; } img, svg { max-width: 100%; height: auto; }
+    table { border-collapse: collapse; } td, th { border: 1px solid #ccd3dc; padding: .25rem .6rem; text-align: left; } figure { margin: 0 0 1rem; }</style>`;
+
+  /** What a task logged for people, in frames in which no script runs and from which nothing is fetched. */
+  function report(tabs) {
+    return section("Report", tabs.map(([name, html, size]) => make("div", { class: "value" },
+      tabs.length > 1 || name !== "Report" ? make("p", { class: "name" }, theirs(name)) : null,
+      html === null ? make("p", { class: "note" }, `${bytes(size)} are too much for this page; they are in the record of the run`)
+        : make("iframe", { class: "report", sandbox: "", referrerpolicy: "no-referrer", title: "Report: " + visible(name), srcdoc: FRAME + html }))));
+  }
+
   function open(number) {
     const call = calls[number], detail = details().calls[number], body = byId("call-body");
     const parent = call[PARENT] < 0 ? null : calls[call[PARENT]];
@@ -558,6 +570,7 @@
     if (detail.error) parts.push(failure(detail.error));
     if (detail.attempts.length) parts.push(section("Attempts", attempts(number, detail)));
     parts.push(...values(detail, make("div", { class: "values" })));
+    if (detail.reports) parts.push(report(detail.reports));
     (detail.logs || []).forEach(([text, size, isCut], at) => {
       if (!size) return;
       const title = detail.logs.length > 1 ? `What attempt ${at + 1} printed` : "What it printed";

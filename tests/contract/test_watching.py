@@ -16,6 +16,7 @@ from pathlib import Path
 import pyte
 import pytest
 
+from executor.data.records import run_ids
 from tests.harness import MakeProject, RunLocal
 
 FLOW = """
@@ -102,8 +103,9 @@ def _read(terminal: int) -> bytes:
 
 def test_logs_follow_a_run_until_it_ends(run_local: RunLocal, root: Path) -> None:
     """From another process: what is written comes before the run ends, all of it comes, and then the command ends."""
+    before = set(run_ids(run_local.home))
     running = run_local.start("several", "--runtime", "process", "--json", cwd=root)
-    run = _run_below(run_local.home, root)
+    run = _new_run(run_local.home, before)
     following = run_local.start("logs", run, "-f", cwd=root)
     one = run_local.start("logs", run, "1.1", "--follow", cwd=root)
     none = run_local.start("logs", run, "1.9", "-f", cwd=root)
@@ -125,13 +127,12 @@ def test_logs_follow_a_run_until_it_ends(run_local: RunLocal, root: Path) -> Non
     assert none.returncode == 2
 
 
-def _run_below(home: Path, root: Path) -> str:
-    """The run of this project, once the first of its calls is in its record."""
-    before = time.monotonic()
-    while time.monotonic() - before < 60:
-        for journal in (home / "runs").glob("*/journal.jsonl"):
-            text = journal.read_text()
-            if "root.several" in text and "AttemptStarted" in text and "RunEnded" not in text:
-                return journal.parent.name
+def _new_run(home: Path, before: set[str]) -> str:
+    """The run that was not there before, once an attempt of it has started."""
+    began = time.monotonic()
+    while time.monotonic() - began < 60:
+        for run in set(run_ids(home)) - before:
+            if "AttemptStarted" in (home / "runs" / run / "journal.jsonl").read_text():
+                return run
         time.sleep(0.05)
-    raise AssertionError(f"no run of {root}")
+    raise AssertionError("no run has started")
