@@ -513,7 +513,9 @@ class Engine:
                 memory_bytes=call.shape.memory_limit_bytes,
             )
         )
+        self._gpus.watch(name)
         usable, verdict = await self._use(name, call, slot)
+        verdict.update(self._gpus.watched(name))
         call.slot = None
         if usable:
             self._pool.give_back(call.task.environment, call.shape, slot, call.gpus)

@@ -173,7 +173,8 @@ class AttemptEnded:
     """An attempt is over and nothing of it is left.
 
     seconds: from its start to its end; final: the task said that another attempt is of no use
-    evidence: what was measured (see `agent._verdict`); of a failure `log`, the last of what it printed, as well
+    evidence: what was measured (see `agent._verdict`); `gpus`, what was seen of its devices (see `sampling.Sampler.end`);
+              of a failure `log`, the last of what it printed, as well
     """
 
     call: str

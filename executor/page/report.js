@@ -532,8 +532,15 @@
   const NAMES = { cpu_s: "CPU", peak_bytes: "peak memory", swept: "left processes", memory_share: "memory kept" };
 
   function evidence(found) {
-    return Object.entries(found).filter(([name, each]) => each !== null && each !== 0 && !["cpu_s", "peak_bytes", "log"].includes(name)).map(([name, each]) =>
+    return Object.entries(found).filter(([name, each]) => each !== null && each !== 0 && !["cpu_s", "peak_bytes", "log", "gpus"].includes(name)).map(([name, each]) =>
       `${NAMES[name] || name.replace(/_bytes$/, "").replace(/_/g, " ")} ${typeof each === "number" && name.endsWith("bytes") ? bytes(each) : typeof each === "object" ? JSON.stringify(each) : each}`).join(", ");
+  }
+
+  /** What was seen of a device while an attempt had it. */
+  function device(seen) {
+    if (!seen) return "";
+    const busy = seen.utilisation === undefined ? "" : `, ${Math.round(100 * seen.utilisation)} % busy`;
+    return ` (at most ${bytes(seen.peak_bytes)}${busy})`;
   }
 
   function attempts(number, detail) {
@@ -542,7 +549,7 @@
       ([at, from, until, outcome, container, slot, gpus, limit, found]) => [
         String(at), outcome || call[STATUS], from === null ? "not at all" : "+" + seconds(from), seconds(from === null || until === null ? null : until - from), seconds(found.cpu_s),
         bytes(found.peak_bytes) + (limit ?? call[LIMIT] ? " of " + bytes(limit ?? call[LIMIT]) : ""),
-        [[slot ? "slot " + slot : null, container ? "container " + container.slice(0, 12) : null, ...gpus].filter(Boolean).join(", ") || "–",
+        [[slot ? "slot " + slot : null, container ? "container " + container.slice(0, 12) : null, ...gpus.map((uuid) => uuid + device(found.gpus?.[uuid]))].filter(Boolean).join(", ") || "–",
           make("small", {}, theirs(evidence(found)))],
       ]), "attempts");
   }

@@ -172,14 +172,15 @@ def test_the_report_of_a_task_runs_and_fetches_nothing(tmp_path: Path, visit: Vi
     """Its HTML looks as it should, in a frame that runs no script, asks nobody, and cannot leave."""
     record = Record(tmp_path, RUN)
     image = f'<img id="plot" src="data:image/png;base64,{base64.b64encode(picture()).decode()}">'
+    seen = {"peak_bytes": 2**30, "utilisation": 0.634, "samples": 9}
     for fact in (
         RunStarted(run=RUN, workflow="root.whole", runtime="docker", root="/p"),
         CallSubmitted(call="1", parent=None, task="root.whole", environment="root", shape=SHAPE),
-        AttemptStarted(call="1", attempt=1, container=None, slot=1),
+        AttemptStarted(call="1", attempt=1, container=None, slot=1, gpus=("GPU-3f2a",)),
         ReportWritten(call="1", tab="Report", html=HOSTILE_REPORT, replace=False),
         ReportWritten(call="1", tab=HOSTILE[:40], html=image + "<p>a figure</p>", replace=False),
         ReportWritten(call="1", tab="large", html="x" * (5 * 2**20), replace=False),
-        AttemptEnded(call="1", attempt=1, outcome="ok", seconds=1, evidence={}),
+        AttemptEnded(call="1", attempt=1, outcome="ok", seconds=1, evidence={"gpus": {"GPU-3f2a": seen}}),
         CallEnded(call="1", status="succeeded", preview={"json": 1}),
         RunEnded(status="succeeded", seconds=1),
     ):
@@ -196,6 +197,7 @@ def test_the_report_of_a_task_runs_and_fetches_nothing(tmp_path: Path, visit: Vi
         )
         assert frames == [["", None], ["", None]]
         assert "5.0 MiB are too much for this page" in page.run("document.getElementById('call-body').innerText")
+        assert "GPU-3f2a (at most 1.0 GiB, 63 % busy)" in page.run("document.getElementById('call-body').innerText")
         assert page.run("[typeof owned, document.title.includes('owned')]") == ["undefined", False]
         assert [url for url in page.requests if not url.startswith(("data:", "about:"))] == [written.as_uri()]
         assert pixel(page, "iframe.report", 100, 50) == (1, 200, 3), "its styles are in force"
