@@ -8,7 +8,7 @@
 
 The page of `run-local report` shows it with the call, in a frame that runs no script and fetches nothing. It is sent when
 it is logged, so a task that is killed afterwards loses nothing. Outside a task nothing is kept. The names are those of
-`flyte.report`, with `image` and `table` besides; each has an `aio`.
+`flyte.report`, with `image` and `table` besides; each function has an `aio`.
 """
 
 import base64
