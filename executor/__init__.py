@@ -17,6 +17,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from executor import report
     from executor.api import Run, run, with_options
     from executor.authoring import (
         Backoff,
@@ -88,6 +89,7 @@ __all__ = [
     "map",
     "opaque_info",
     "reference_task",
+    "report",
     "run",
     "with_options",
 ]
@@ -100,6 +102,8 @@ _IN_FLYTE = {"Image": "CondaSpec", "ReusePolicy": "Reuse", "with_runcontext": "w
 def __getattr__(name: str) -> Any:
     if name == "__version__":
         return importlib.import_module("executor.version").VERSION
+    if name == "report":
+        return importlib.import_module("executor.report")
     if name not in _HOMES:
         instead = f"; what it is for in Flyte, `{_IN_FLYTE[name]}` is for here" if name in _IN_FLYTE else ""
         raise AttributeError(f"module `executor` has no attribute `{name}`{instead}")

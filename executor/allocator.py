@@ -12,10 +12,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from executor import gpus
 from executor.events import Device
 from executor.gpus import Gpu, Lease, Leases, Own
+from executor.sampling import Sampler
 
 _STRANGERS_S = 2.0
 
@@ -29,6 +31,7 @@ class GpuAllocator:
         self._seen: dict[str, Gpu] = {}
         self._devices: tuple[Device, ...] = ()
         self._taken: dict[str, Lease] = {}
+        self._sampler = Sampler()
 
     def see(self) -> tuple[Device, ...]:
         """Every device that can be used, as it is now."""
@@ -62,9 +65,20 @@ class GpuAllocator:
         self._taken[call] = lease
         return tuple(self._seen[uuid] for uuid in uuids)
 
+    def watch(self, call: str) -> None:
+        """Watch what a call does with its devices, if it has any; until `watched`."""
+        if lease := self._taken.get(call):
+            self._sampler.begin(call, lease.uuids)
+
+    def watched(self, call: str) -> dict[str, Any]:
+        """What was seen, as a part of the evidence: `gpus`, by UUID (see `Sampler.end`); nothing of a call without."""
+        seen = self._sampler.end(call) if call in self._taken else {}
+        return {"gpus": seen} if seen else {}
+
     def give_back(self, call: str) -> None:
         """What a call had is free for everybody; of one that had nothing, nothing is."""
         if lease := self._taken.pop(call, None):
+            self._sampler.end(call)
             lease.close()
 
     async def changed(self) -> bool:

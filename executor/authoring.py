@@ -287,6 +287,7 @@ class TaskEnvironment:
         retries: Union[int, RetryStrategy] = ...,
         timeout: Optional[float] = ...,
         cache: Union[str, Cache, None] = ...,
+        report: bool = ...,
     ) -> Callable[[Callable[P, R]], "Task[P, R]"]: ...
 
     def task(
@@ -296,12 +297,14 @@ class TaskEnvironment:
         retries: Union[int, RetryStrategy] = 0,
         timeout: Optional[float] = None,
         cache: Union[str, Cache, None] = None,
+        report: bool = False,
     ) -> Any:
         """Declare a task of this environment.
 
         retries: how often a failed attempt is made again, after half a second, a second, two, …; or a `RetryStrategy`
         timeout: seconds of wall clock for one attempt; None waits for ever
         cache:   as in `TaskEnvironment`; None is what the environment says
+        report:  for scripts written for Flyte 2; here every task may log to its report (`executor.report`)
         """
         if function is None:
             return lambda f: self.task(f)._with(retries, timeout, cache)

@@ -44,6 +44,7 @@ from executor.events import (
     InputsCommitted,
     LogWritten,
     Outcome,
+    ReportWritten,
     RetryDue,
     RetryLater,
     RunCancelled,
@@ -73,6 +74,7 @@ _STORED_AT_ONCE = 4
 _AGENT_LATE_S = 5.0  # an agent that has not stopped its attempt so long after it should have will never do it
 _LAST_LINES = 10
 _LAST_BYTES = 2000
+_LONGEST_TAB = 60
 _MOST_WAITING = 64  # values, to be stored
 _CLAIMED_S = 0.2  # until it is looked whether another run has computed what is wanted, which no event tells
 
@@ -516,7 +518,9 @@ class Engine:
                 memory_bytes=call.shape.memory_limit_bytes,
             )
         )
+        self._gpus.watch(name)
         usable, verdict = await self._use(name, call, slot)
+        verdict.update(self._gpus.watched(name))
         call.slot = None
         if usable:
             self._pool.give_back(call.task.environment, call.shape, slot, call.gpus)
@@ -672,6 +676,9 @@ class Engine:
         if kind == "LOG":
             call.said = _last_of(call.said + body)
             self._listen(LogWritten(call=name, stream=header["stream"], data=body))
+        elif kind == "REPORT":
+            text, replaces = body.decode(errors="replace"), bool(header["replace"])
+            self._listen(ReportWritten(call=name, tab=str(header["tab"])[:_LONGEST_TAB], html=text, replace=replaces))
         elif kind == "CANCEL":
             self._abandon(call, header["id"])
         elif kind == "ERROR":

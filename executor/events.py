@@ -166,11 +166,22 @@ class LogWritten:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ReportWritten:
+    """A task logged HTML for people (see `executor.report`); `replace`: instead of what the tab had."""
+
+    call: str
+    tab: str
+    html: str
+    replace: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AttemptEnded:
     """An attempt is over and nothing of it is left.
 
     seconds: from its start to its end; final: the task said that another attempt is of no use
-    evidence: what was measured (see `agent._verdict`); of a failure `log`, the last of what it printed, as well
+    evidence: what was measured (see `agent._verdict`); `gpus`, what was seen of its devices (see `sampling.Sampler.end`);
+              of a failure `log`, the last of what it printed, as well
     """
 
     call: str
@@ -255,6 +266,7 @@ Fact = (
     | InputsCommitted
     | AttemptStarted
     | LogWritten
+    | ReportWritten
     | AttemptEnded
     | AttemptDeferred
     | RetryDue

@@ -20,7 +20,7 @@ import stat
 import threading
 import time
 import weakref
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -130,6 +130,48 @@ def discover() -> Found:
         return found
     problems = "; ".join(f"{each.uuid}: {each.problem}" for each in gpus)
     return Found(gpus=gpus, driver=driver, cuda=found.cuda, why=problems or "the driver shows none")
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """A device at one moment. percent: how much of the last moments it computed; None where the driver does not tell."""
+
+    used_bytes: int
+    percent: int | None
+
+
+@contextlib.contextmanager
+def watched() -> Iterator[Callable[[str], Sample | None]]:
+    """What looks at the device with a UUID, as often as one likes, in microseconds; None where that cannot be done."""
+    handles: dict[str, Any] = {}
+
+    def look(uuid: str) -> Sample | None:
+        try:
+            if uuid not in handles:
+                handles[uuid] = pynvml.nvmlDeviceGetHandleByUUID(uuid)
+            return Sample(pynvml.nvmlDeviceGetMemoryInfo(handles[uuid]).used, _percent(handles[uuid]))
+        except pynvml.NVMLError:
+            return None
+
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:  # the driver is gone
+        yield lambda _: None
+        return
+    try:
+        yield look
+    finally:
+        with contextlib.suppress(pynvml.NVMLError):
+            pynvml.nvmlShutdown()
+
+
+def _percent(handle: Any) -> int | None:
+    try:
+        return int(pynvml.nvmlDeviceGetUtilizationRates(handle).gpu)
+    except pynvml.NVMLError as exc:
+        if exc.value in _LACKING:
+            return None
+        raise
 
 
 def foreign(gpu: Gpu, own: Own) -> str:

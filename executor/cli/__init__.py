@@ -39,7 +39,7 @@ COMMANDS = {
     "envs": ("executor.cli.environments", "List the environments of this project, and how far each has come."),
     "gc": ("executor.cli.housekeeping", "Remove what nothing uses any more: images, packages, values; and old runs."),
     "lock": ("executor.cli.environments", "Solve environments, and write conda-lock.yml beside their specifications."),
-    "logs": ("executor.cli.records", "Print what the tasks of a run wrote."),
+    "logs": ("executor.cli.logs", "Print what the tasks of a run wrote, or, with -f, what they write."),
     "pin": ("executor.cli.housekeeping", "Have `gc` keep a run, with all that its record names."),
     "plan": ("executor.cli.plan", "Say what running a workflow would lock and build, and what is missing where."),
     "replay": ("executor.cli.replay", "Make one recorded call once more; or look at it in a shell, or a debugger."),

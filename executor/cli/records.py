@@ -1,9 +1,8 @@
-"""`run-local runs | show | logs`: what the records of past runs say."""
+"""`run-local runs | show`: what the records of past runs say."""
 
 from __future__ import annotations
 
 import datetime
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,11 +12,11 @@ import click
 from executor import machine
 from executor.cli import print_json, print_table
 from executor.cli.workflow import document
-from executor.console import printable, render_failure
+from executor.console import render_failure
 from executor.data.index import Summary, summaries
 from executor.data.pins import is_pinned
 from executor.data.records import CallView, read_run
-from executor.errors import RunLocalError, UsageError
+from executor.errors import RunLocalError
 from executor.runs import result_document
 
 _STYLES = {"succeeded": "green", "cached": "cyan", "failed": "red", "cancelled": "yellow", "interrupted": "yellow"}
@@ -79,42 +78,9 @@ def show_command(run: str, as_json: bool) -> None:
         click.echo(f"outputs: {view.outputs}")
 
 
-@click.command("logs")
-@click.argument("run", default="last")
-@click.argument("call", required=False)
-def logs_command(run: str, call: str | None) -> None:
-    """Print what the tasks of RUN wrote, or what one CALL of it (such as 1.2) did."""
-    view = read_run(machine.home(), run)
-    if call is not None and call not in view.calls:
-        raise UsageError(f"run {view.id} has no call `{call}`", why=f"its calls are {', '.join(view.calls)}")
-    for each in [view.calls[call]] if call else view.calls.values():
-        if call is None:
-            click.echo(click.style(f"== {each.id} {each.task}", bold=True))
-        for attempt in range(1, each.attempts + 1):
-            if each.attempts > 1:
-                click.echo(click.style(f"-- attempt {attempt}", bold=True))
-            _print_log(view.log(each.id, attempt))
-
-
 def _links(error: Mapping[str, Any] | None) -> list[str]:
     """The calls that a story tells of."""
     return [str(error.get("call")), *_links(error.get("cause"))] if error else []
-
-
-def _print_log(log: Path) -> None:
-    """Print a log: into a file or a pipe byte for byte, on a terminal as what cannot harm it."""
-    if not log.exists():
-        return
-    with log.open("rb") as file:
-        line = b""
-        for line in file:
-            if sys.stdout.isatty():
-                click.echo(printable(line, colours=True) + "\x1b[0m")
-            else:
-                sys.stdout.buffer.write(line)
-    if line and not line.endswith(b"\n") and not sys.stdout.isatty():
-        sys.stdout.buffer.write(b"\n")
-    sys.stdout.flush()
 
 
 def _styled(status: str) -> str:

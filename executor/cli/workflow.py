@@ -18,7 +18,7 @@ from executor.describe import describe
 from executor.manifest import Manifest, TaskEntry
 
 if TYPE_CHECKING:
-    from executor.data.records import RunView
+    from executor.data.records import CallView, RunView
     from executor.data.store import Value
 
 _EXIT_CODES = {"succeeded": 0, "failed": 1}
@@ -132,6 +132,11 @@ def replay_line(view: RunView, error: Mapping[str, Any]) -> str:
     return f"run-local replay {view.id} {error.get('call') or '1'} --pdb"
 
 
+def _used(call: CallView) -> dict[str, Any]:
+    """What was measured of the last attempt of a call, as far as it was."""
+    return {name: call.evidence[name] for name in ("cpu_s", "peak_bytes", "gpus") if name in call.evidence}
+
+
 def document(view: RunView, result: Any) -> dict[str, Any]:
     """The JSON document about a run that `--json` promises."""
     fields = (
@@ -145,7 +150,11 @@ def document(view: RunView, result: Any) -> dict[str, Any]:
         "runtime": view.runtime,
         "result": result,
         "calls": [
-            {**{field: getattr(call, field) for field in fields}, **({"error": call.error} if call.error else {})}
+            {
+                **{field: getattr(call, field) for field in fields},
+                "used": _used(call),
+                **({"error": call.error} if call.error else {}),
+            }
             for call in view.calls.values()
         ],
         "outputs": str(view.outputs),

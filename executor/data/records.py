@@ -2,6 +2,7 @@
 
     runs/<id>/journal.jsonl    one fact a line: {"fact": "CallEnded", "at": seconds since the epoch, …}
     runs/<id>/logs/<call>.log  what the task wrote, byte for byte, stdout and stderr as they came (see `log_name`)
+    runs/<id>/reports/         what tasks logged for people (see `reports`)
     runs/<id>/outputs/         files of the result
 
 The journal is the truth; everything shown of a run is read from it, by `read_run`.
@@ -10,7 +11,6 @@ The journal is the truth; everything shown of a run is read from it, by `read_ru
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import re
 import time
@@ -20,13 +20,13 @@ from pathlib import Path
 from typing import Any
 
 from executor.data import leases
+from executor.data.reports import Reports, call_name
 from executor.data.store import full_disk
 from executor.errors import UsageError
-from executor.events import JOURNAL, AttemptStarted, Fact, LogWritten
+from executor.events import JOURNAL, AttemptStarted, Fact, LogWritten, ReportWritten
 from executor.scheduling.ranks import Recorded
 from executor.version import VERSION
 
-_LONGEST_NAME = 200
 #: Of past runs, how many are looked at, how many are enough, and how large a journal is read, for the times of calls.
 _NEWEST, _ENOUGH, _MOST_BYTES = 20, 5, 8 * 2**20
 _RUN_ID = re.compile(r"^[0-9]{8}-[0-9]{6}-[0-9a-f]{4}$")
@@ -38,6 +38,7 @@ class Record:
     def __init__(self, home: Path, run: str, clock: Callable[[], float] = time.time) -> None:
         self.folder = home / "runs" / run
         self._clock = clock
+        self._reports = Reports(self.folder)
         self._attempts: dict[str, int] = {}  # of calls that are retried
         self._now = 0.0  # never earlier than before, though a clock may be set back
         with full_disk("the record of the run cannot be written"):
@@ -51,6 +52,10 @@ class Record:
                 attempt = self._attempts.get(fact.call, 1)
                 with (self.folder / "logs" / log_name(fact.call, attempt)).open("ab") as log:
                     log.write(fact.data)
+                return
+            if isinstance(fact, ReportWritten):
+                attempt = self._attempts.get(fact.call, 1)
+                self._reports.write(fact.call, attempt, fact.tab, fact.html, replace=fact.replace)
                 return
             if isinstance(fact, AttemptStarted) and fact.attempt > 1:
                 self._attempts[fact.call] = fact.attempt
@@ -212,13 +217,8 @@ class RunView:
 
 
 def log_name(call: str, attempt: int = 1) -> str:
-    """The name of a log: `<call>.log`, for a later attempt `<call>@<attempt>.log`.
-
-    The id of a deep call is longer than a file's name may be, so its end is a digest.
-    """
-    if len(call) > _LONGEST_NAME:
-        call = f"{call[:_LONGEST_NAME]}~{hashlib.sha256(call.encode()).hexdigest()[:16]}"
-    return f"{call}@{attempt}.log" if attempt > 1 else f"{call}.log"
+    """The name of a log: `<call>.log`, for a later attempt `<call>@<attempt>.log`."""
+    return f"{call_name(call)}@{attempt}.log" if attempt > 1 else f"{call_name(call)}.log"
 
 
 def newest_runs(home: Path, *, before: str, also: Iterable[str] = ()) -> Iterator[RunView]:

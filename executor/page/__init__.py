@@ -2,8 +2,9 @@
 
     record → document (plain data) → report.html, report.css and report.js, put together
 
-What a task printed, named or returned is text in it and nothing else. The page's policy lets no script run but ours, which
-it names by digest, and lets nothing be fetched.
+What a task printed, named or returned is text in it and nothing else; what it logged to its report is HTML in a frame of
+its own, which runs no script. The page's policy lets no script run but ours, which it names by digest, and lets nothing be
+fetched.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ from typing import Any
 
 from executor.console import story_chain, story_place
 from executor.data.records import AttemptView, CallView, RunView
+from executor.data.reports import read_report, report_folder
 from executor.data.store import Store
 from executor.page.previews import Pictures, describe_file, shorten
 from executor.page.texts import read_tail, render_bytes
@@ -25,6 +26,8 @@ _MOST_LOGS = 6 * 2**20
 _MOST_OF_A_VALUE = 2 * 2**10
 _MOST_OF_THE_RESULT = 256 * 2**10
 _MOST_VALUES = 6 * 2**20
+#: Of what tasks log for people: of a tab, and of all that the page shows, in bytes.
+_MOST_OF_A_TAB, _MOST_OF_REPORTS = 4 * 2**20, 12 * 2**20
 _LAST_LINES = 20
 _MOST_LANES = 48
 _MOST_TOLD = 20
@@ -74,7 +77,9 @@ def describe_run(view: RunView, home: Path, *, now: float) -> Document:
         "lanes": lanes,
         "bars": bars,
     }
-    return Document(shown=shown, data=data, details=_Details(view, home, end).describe(calls))
+    details = _Details(view, home, end)
+    told = details.describe(calls)
+    return Document(shown={**shown, "has_reports": details.has_reports}, data=data, details=told)
 
 
 def _row(
@@ -219,6 +224,12 @@ def _environment(made: Mapping[str, Any], calls: list[CallView]) -> dict[str, An
     }
 
 
+def _last_report(run: Path, call: str) -> int:
+    """The number of the last attempt of a call that has a report, or 0."""
+    folder = report_folder(run, call, 1).parent
+    return max((int(each.name) for each in folder.glob("*") if each.name.isdigit()), default=0)
+
+
 # -- the timeline ------------------------------------------------------------------------------------------------------
 
 
@@ -274,6 +285,9 @@ class _Details:
         self._view, self._store, self._end = view, Store(home, home / "tmp"), end
         self._pictures = Pictures()
         self._room_for_logs, self._room_for_values = _MOST_LOGS, _MOST_VALUES
+        self._room_for_reports = _MOST_OF_REPORTS
+        self._home = home
+        self.has_reports = False
 
     def describe(self, calls: list[CallView]) -> dict[str, Any]:
         """The details of every call, in their order, and the pictures."""
@@ -285,6 +299,7 @@ class _Details:
         most = _MOST_OF_THE_RESULT if call.parent is None else _MOST_OF_A_VALUE
         made: dict[str, Any] = {
             "attempts": [self._attempt(each) for each in call.history],
+            "reports": self._reports(call),
             "logs": self._logs(call),
             "value": self._value(call.preview, most) if call.preview else None,
             "files": self._files(call),
@@ -310,6 +325,26 @@ class _Details:
             attempt.memory_bytes,
             attempt.evidence,
         ]
+
+    def _reports(self, call: CallView) -> list[list[Any]]:
+        """The tabs of its last attempt that logged any: name, HTML and size; of what is too large there is no HTML.
+
+        A cached call has the report of the call that computed its value, as long as that run is there.
+        """
+        run, name, attempts = self._view.folder, call.id, call.attempts
+        if call.origin:
+            run, name = self._home / "runs" / Path(call.origin["run"]).name, call.origin["call"]
+            attempts = _last_report(run, name)
+        for attempt in range(attempts, 0, -1):
+            tabs = []
+            for tab in read_report(run, name, attempt, _MOST_OF_A_TAB + 1):
+                fits = tab.size <= min(_MOST_OF_A_TAB, self._room_for_reports)
+                self._room_for_reports -= tab.size if fits else 0
+                tabs.append([tab.name, tab.html if fits else None, tab.size])
+            if tabs:
+                self.has_reports = True
+                return tabs
+        return []
 
     def _logs(self, call: CallView) -> list[list[Any]]:
         """Of each attempt the end of its log, the size of all of it, and whether something is left out."""

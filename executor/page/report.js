@@ -532,8 +532,15 @@
   const NAMES = { cpu_s: "CPU", peak_bytes: "peak memory", swept: "left processes", memory_share: "memory kept" };
 
   function evidence(found) {
-    return Object.entries(found).filter(([name, each]) => each !== null && each !== 0 && !["cpu_s", "peak_bytes", "log"].includes(name)).map(([name, each]) =>
+    return Object.entries(found).filter(([name, each]) => each !== null && each !== 0 && !["cpu_s", "peak_bytes", "log", "gpus"].includes(name)).map(([name, each]) =>
       `${NAMES[name] || name.replace(/_bytes$/, "").replace(/_/g, " ")} ${typeof each === "number" && name.endsWith("bytes") ? bytes(each) : typeof each === "object" ? JSON.stringify(each) : each}`).join(", ");
+  }
+
+  /** What was seen of a device while an attempt had it. */
+  function device(seen) {
+    if (!seen) return "";
+    const busy = seen.utilisation === undefined ? "" : `, ${Math.round(100 * seen.utilisation)} % busy`;
+    return ` (at most ${bytes(seen.peak_bytes)}${busy})`;
   }
 
   function attempts(number, detail) {
@@ -542,9 +549,21 @@
       ([at, from, until, outcome, container, slot, gpus, limit, found]) => [
         String(at), outcome || call[STATUS], from === null ? "not at all" : "+" + seconds(from), seconds(from === null || until === null ? null : until - from), seconds(found.cpu_s),
         bytes(found.peak_bytes) + (limit ?? call[LIMIT] ? " of " + bytes(limit ?? call[LIMIT]) : ""),
-        [[slot ? "slot " + slot : null, container ? "container " + container.slice(0, 12) : null, ...gpus].filter(Boolean).join(", ") || "–",
+        [[slot ? "slot " + slot : null, container ? "container " + container.slice(0, 12) : null, ...gpus.map((uuid) => uuid + device(found.gpus?.[uuid]))].filter(Boolean).join(", ") || "–",
           make("small", {}, theirs(evidence(found)))],
       ]), "attempts");
+  }
+
+  const FRAME = `<!doctype html><meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">` +
+    `<style>body { font: 15px/1.5 system-ui, sans-serif; margin: 1rem; background: #fff; color: #1c2430; } img, svg { max-width: 100%; height: auto; }
+    table { border-collapse: collapse; } td, th { border: 1px solid #ccd3dc; padding: .25rem .6rem; text-align: left; } figure { margin: 0 0 1rem; }</style>`;
+
+  /** What a task logged for people, in frames in which no script runs and from which nothing is fetched. */
+  function report(tabs) {
+    return section("Report", tabs.map(([name, html, size]) => make("div", { class: "value" },
+      tabs.length > 1 || name !== "Report" ? make("p", { class: "name" }, theirs(name)) : null,
+      html === null ? make("p", { class: "note" }, `${bytes(size)} are too much for this page; they are in the record of the run`)
+        : make("iframe", { class: "report", sandbox: "", referrerpolicy: "no-referrer", title: "Report: " + visible(name), srcdoc: FRAME + html }))));
   }
 
   function open(number) {
@@ -558,6 +577,7 @@
     if (detail.error) parts.push(failure(detail.error));
     if (detail.attempts.length) parts.push(section("Attempts", attempts(number, detail)));
     parts.push(...values(detail, make("div", { class: "values" })));
+    if (detail.reports) parts.push(report(detail.reports));
     (detail.logs || []).forEach(([text, size, isCut], at) => {
       if (!size) return;
       const title = detail.logs.length > 1 ? `What attempt ${at + 1} printed` : "What it printed";

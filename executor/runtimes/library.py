@@ -19,7 +19,16 @@ import executor
 from executor.data.leases import scratch_folder, settle
 from executor.data.store import full_disk
 
-_MODULES = ("__init__.py", "api.py", "authoring.py", "errors.py", "files.py", "resources.py", "version.py")
+_MODULES = (
+    "__init__.py",
+    "api.py",
+    "authoring.py",
+    "errors.py",
+    "files.py",
+    "report.py",
+    "resources.py",
+    "version.py",
+)
 _MAIN = b"from executor.worker.launch import main\n\nmain()\n"
 
 

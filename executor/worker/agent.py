@@ -314,7 +314,7 @@ class Agent:
             return
         for frame in attempt.reader.feed(data, fds):
             kind = frame.header["kind"]
-            if kind not in ("CALL", "CANCEL", "RESULT", "ERROR"):
+            if kind not in ("CALL", "CANCEL", "RESULT", "ERROR", "REPORT"):
                 raise ProtocolError(f"a task sent {kind}")
             if kind in ("RESULT", "ERROR"):
                 attempt.reported = kind

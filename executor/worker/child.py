@@ -19,9 +19,10 @@ import sys
 import threading
 from collections.abc import Sequence
 from concurrent.futures import Future
+from functools import partial
 from typing import Any, Callable
 
-from executor import authoring
+from executor import authoring, report
 from executor.errors import NonRecoverableError, NotPicklable, ProjectError, RunLocalError, TaskError, UsageError
 from executor.worker import kernel, opaque, payload, shapes, stubs
 from executor.worker.masking import Mask
@@ -31,6 +32,7 @@ from executor.worker.protocol import Frame, FrameReader, close_all, encode, rece
 from executor.worker.tracebacks import render_traceback, shorten
 
 _MOST_OF_A_MESSAGE = 2000
+_MOST_OF_A_REPORT = 8 * 2**20
 _OURS = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 
@@ -84,6 +86,19 @@ class Link:
         self.send({**header, "arguments": told}, body, fds)
         future.add_done_callback(lambda done: self._abandon(number) if done.cancelled() else None)
         return future
+
+    def report(self, mask: Mask, tab: str, html: str, replace: bool) -> None:
+        """Send HTML for the report of this call, without what may not be seen in it."""
+        if os.getpid() != self._pid:
+            raise UsageError(
+                "a report was written in a process that the task started",
+                why="only the task's own process may write it; its threads may, too",
+                hint="return what is to be shown to the task",
+            )
+        data = mask.data(html.encode(errors="replace"))
+        if len(data) > _MOST_OF_A_REPORT:
+            data = f"<p>… {len(data) / 2**20:.1f} MiB that were logged at once are too much for a report</p>".encode()
+        self.send({"kind": "REPORT", "tab": mask.data(tab.encode()).decode(), "replace": replace}, data)
 
     def _check(
         self, task: authoring.Task[Any, Any], args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -170,6 +185,7 @@ def run(config: dict[str, Any], frame: Frame, channel: socket.socket) -> int:
             return _end_command(link, code, folders)
         task, args, kwargs = load_task(config, frame, folders)
         authoring.CALLER.append(link.submit)
+        report.SENDER.append(partial(link.report, Mask(secret_values(header))))
         value = task.function(*args, **kwargs)
         if inspect.iscoroutine(value):
             value = asyncio.run(value)

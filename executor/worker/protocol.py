@@ -13,6 +13,7 @@ are sealed memory, which a large value travels in; whoever receives a frame clos
                     LOG     stream, and the bytes as body
                     CALL    id, task, value                                                            + body
                     CANCEL  id; the task does not wait for that call any more, and wants no answer
+                    REPORT  tab, replace; the HTML that a task logs for people                         + body
                     RESULT  value, preview                                                             + body
                     ERROR   error
                     ENDED   outcome and evidence (see `agent._verdict`); the attempt is over and nothing of it is left

@@ -78,6 +78,20 @@ def demand_no_sharing(spans: list[tuple[str, float, float]]) -> None:
             assert uuid != other or ended <= begins or ends <= began
 
 
+def test_what_devices_did_is_in_the_record(run_local: RunLocal, flow: Path, fake_gpus: FakeGpus) -> None:
+    """Of a call that had one: its memory and how busy it was, and of no other; CPU time of both."""
+    fake_gpus.show(three(free=30_000), busy=40)
+    asked = ("--runtime", "process", "--json")
+    had = run_local("compute", "--n", "1", *asked, cwd=flow, env=fake_gpus.variables).document["calls"][0]["used"]
+    ((uuid, seen),) = had["gpus"].items()
+    assert uuid in UUIDS
+    assert {**seen, "samples": 0} == {"peak_bytes": 10_960 * 2**20, "utilisation": 0.4, "samples": 0}
+    assert 1 <= seen["samples"] <= 20
+    assert had["cpu_s"] > 0
+    plain = run_local("plain", *asked, cwd=flow, env=fake_gpus.variables).document["calls"][0]["used"]
+    assert set(plain) == {"cpu_s", "peak_bytes"}
+
+
 def test_two_runs_never_have_one_device(run_local: RunLocal, flow: Path, runtime: str, fake_gpus: FakeGpus) -> None:
     """Eight calls for one GPU each, from two runs that begin together; what waits says for which device, and for whom."""
     assert run_local("build", "--runtime", runtime, cwd=flow).code == 0

@@ -117,9 +117,10 @@ class FakeGpus:
             "RUN_LOCAL_GPU_LEASES": str(self.leases),
         }
 
-    def show(self, gpus: Iterable[FakeGpu], *, cuda: int = 12040, init: int = 0) -> None:
-        """Let NVML answer with these devices, or fail with the error `init`."""
-        lines = [f"driver {DRIVER} {cuda}", f"init {init}", *(gpu.line() for gpu in gpus)]
+    def show(self, gpus: Iterable[FakeGpu], *, cuda: int = 12040, init: int = 0, busy: int | None = None) -> None:
+        """Let NVML answer with these devices, `busy` percent of the time, or fail with the error `init`."""
+        told = [] if busy is None else [f"busy {busy}"]
+        lines = [f"driver {DRIVER} {cuda}", f"init {init}", *told, *(gpu.line() for gpu in gpus)]
         fresh = self.state.with_suffix(".new")
         fresh.write_text("\n".join(lines) + "\n")
         fresh.rename(self.state)

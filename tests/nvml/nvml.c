@@ -5,6 +5,7 @@
  *     driver 550.54.14 12040                    the driver's version, and its CUDA version as NVML counts it
  *     init 18                                   nvmlInit fails with this error
  *     gpu UUID NAME MINOR TOTAL FREE PROCESSES ERROR
+ *     busy PERCENT                              of every device; without it, no device tells
  *     mig INDEX UUID NAME TOTAL FREE PROCESSES ERROR
  *
  * INDEX is that of the GPU, which is then in MIG mode; `mig INDEX -` is a place where no slice was made. NAME has `_`
@@ -17,7 +18,7 @@
 #include <string.h>
 
 #define EXPORT __attribute__((visibility("default")))
-enum { OK = 0, INVALID = 2, NOT_FOUND = 6, TOO_SMALL = 7, NOT_LOADED = 9 };
+enum { OK = 0, INVALID = 2, NOT_SUPPORTED = 3, NOT_FOUND = 6, TOO_SMALL = 7, NOT_LOADED = 9 };
 enum { MOST_DEVICES = 32, MOST_PROCESSES = 16, MOST_SLICES = 7 };
 
 typedef struct {
@@ -27,12 +28,13 @@ typedef struct {
     int error, is_slice, in_mig_mode, is_gap;
 } Device;
 typedef struct { unsigned long long total, free, used; } Memory;
+typedef struct { unsigned gpu, memory; } Utilization;
 typedef struct { unsigned pid; unsigned long long used; unsigned instance, compute; } Process;
 
 static Device gpus[MOST_DEVICES], slices[MOST_DEVICES];
 static unsigned gpu_count, slice_count;
 static char driver[96];
-static int cuda, init_error;
+static int cuda, init_error, busy = -1;
 
 static void set_blanks(char *text) {
     for (; *text; text++)
@@ -41,7 +43,9 @@ static void set_blanks(char *text) {
 
 static void read_line(const char *line) {
     Device one = {0};
-    if (sscanf(line, "driver %95s %d", driver, &cuda) == 2 || sscanf(line, "init %d", &init_error) == 1) return;
+    if (sscanf(line, "driver %95s %d", driver, &cuda) == 2 || sscanf(line, "init %d", &init_error) == 1 ||
+        sscanf(line, "busy %d", &busy) == 1)
+        return;
     if (gpu_count < MOST_DEVICES && sscanf(line, "gpu %95s %95s %u %llu %llu %255s %d", one.uuid, one.name, &one.minor,
                                            &one.total, &one.free, one.processes, &one.error) == 7) {
         set_blanks(one.name);
@@ -67,6 +71,7 @@ EXPORT int nvmlInitWithFlags(unsigned flags) {
     if (!file) return NOT_LOADED;
     gpu_count = slice_count = 0;
     init_error = 0;
+    busy = -1;
     while (fgets(line, sizeof line, file)) read_line(line);
     fclose(file);
     return init_error;
@@ -96,6 +101,19 @@ EXPORT int nvmlDeviceGetCount_v2(unsigned *to) { return *to = gpu_count, OK; }
 EXPORT int nvmlDeviceGetHandleByIndex_v2(unsigned index, Device **to) {
     if (index >= gpu_count) return INVALID;
     return *to = &gpus[index], OK;
+}
+
+EXPORT int nvmlDeviceGetHandleByUUID(const char *uuid, Device **to) {
+    for (unsigned i = 0; i < gpu_count; i++)
+        if (!strcmp(gpus[i].uuid, uuid)) return *to = &gpus[i], OK;
+    for (unsigned i = 0; i < slice_count; i++)
+        if (!strcmp(slices[i].uuid, uuid)) return *to = &slices[i], OK;
+    return NOT_FOUND;
+}
+
+EXPORT int nvmlDeviceGetUtilizationRates(Device *of, Utilization *to) {
+    to->gpu = to->memory = (unsigned)busy;
+    return busy < 0 || of->is_slice ? NOT_SUPPORTED : OK;
 }
 
 EXPORT int nvmlDeviceGetUUID(Device *of, char *to, unsigned size) { return copy(to, size, of->uuid); }

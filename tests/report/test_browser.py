@@ -23,6 +23,7 @@ from executor.events import (
     CallSubmitted,
     EnvironmentReady,
     LogWritten,
+    ReportWritten,
     RunEnded,
     RunStarted,
 )
@@ -141,6 +142,66 @@ def test_nothing_of_what_others_wrote_runs_or_is_fetched(failed: Path, visit: Vi
         assert page.run("typeof owned") == "undefined"
         assert page.complaints == []
         assert [url for url in page.requests if not url.startswith("data:")] == [failed.as_uri()]
+
+
+HOSTILE_REPORT = """<style>div { background: rgb(1, 200, 3) }</style><div style="height: 80px">Loss</div>
+<script>top.owned = 1; document.title = "owned"</script><img src="http://a.example/x.png" onerror="top.owned = 1">
+<meta http-equiv="refresh" content="0; url=http://a.example/"><link rel="stylesheet" href="http://a.example/x.css">
+<iframe src="http://a.example/frame"></iframe><form action="http://a.example/"><button autofocus>go</button></form>
+<a href="http://a.example/" target="_top">leave</a><style>@import url("http://a.example/y.css");</style>
+<style>body { background: url("http://a.example/z.png") }</style>
+</script></iframe><b>the end</b>"""
+
+
+def pixel(page: Page, selector: str, right: int, down: int) -> tuple[int, ...]:
+    """The colour of one point of an element, as it is on the screen."""
+    page.run(f"document.querySelector({json.dumps(selector)}).scrollIntoView({{ block: 'center' }})")
+    page.run(DRAWN)
+    x, y = page.run(f"(({{ x, y }}) => [x, y])(document.querySelector({json.dumps(selector)}).getBoundingClientRect())")
+    clip = {"x": int(x) + right, "y": int(y) + down, "width": 1, "height": 1, "scale": 1}
+    png = base64.b64decode(page.devtools.call("Page.captureScreenshot", format="png", clip=clip)["data"])
+    packed, at = b"", 8
+    while at < len(png):
+        size, kind = struct.unpack_from(">I4s", png, at)
+        packed += png[at + 8 : at + 8 + size] if kind == b"IDAT" else b""
+        at += size + 12
+    return tuple(zlib.decompress(packed)[1:4])
+
+
+def test_the_report_of_a_task_runs_and_fetches_nothing(tmp_path: Path, visit: Visit) -> None:
+    """Its HTML looks as it should, in a frame that runs no script, asks nobody, and cannot leave."""
+    record = Record(tmp_path, RUN)
+    image = f'<img id="plot" src="data:image/png;base64,{base64.b64encode(picture()).decode()}">'
+    seen = {"peak_bytes": 2**30, "utilisation": 0.634, "samples": 9}
+    for fact in (
+        RunStarted(run=RUN, workflow="root.whole", runtime="docker", root="/p"),
+        CallSubmitted(call="1", parent=None, task="root.whole", environment="root", shape=SHAPE),
+        AttemptStarted(call="1", attempt=1, container=None, slot=1, gpus=("GPU-3f2a",)),
+        ReportWritten(call="1", tab="Report", html=HOSTILE_REPORT, replace=False),
+        ReportWritten(call="1", tab=HOSTILE[:40], html=image + "<p>a figure</p>", replace=False),
+        ReportWritten(call="1", tab="large", html="x" * (5 * 2**20), replace=False),
+        AttemptEnded(call="1", attempt=1, outcome="ok", seconds=1, evidence={"gpus": {"GPU-3f2a": seen}}),
+        CallEnded(call="1", status="succeeded", preview={"json": 1}),
+        RunEnded(status="succeeded", seconds=1),
+    ):
+        record(fact)
+    record.close()
+    written = write_page(read_run(tmp_path, RUN), tmp_path)
+    with visit(page=written) as page:
+        page.run(LOADED)
+        page.run("location.hash = 'call=1'")
+        page.run(DRAWN)
+        page.run("new Promise((done) => setTimeout(done, 500))")
+        frames = page.run(
+            "[...document.querySelectorAll('iframe.report')].map((e) => [e.getAttribute('sandbox'), e.contentDocument])"
+        )
+        assert frames == [["", None], ["", None]]
+        assert "5.0 MiB are too much for this page" in page.run("document.getElementById('call-body').innerText")
+        assert "GPU-3f2a (at most 1.0 GiB, 63 % busy)" in page.run("document.getElementById('call-body').innerText")
+        assert page.run("[typeof owned, document.title.includes('owned')]") == ["undefined", False]
+        assert [url for url in page.requests if not url.startswith(("data:", "about:"))] == [written.as_uri()]
+        assert pixel(page, "iframe.report", 100, 50) == (1, 200, 3), "its styles are in force"
+    assert len(written.read_text()) < 2**20
 
 
 def test_the_policy_lets_nothing_else_run(failed: Path, visit: Visit) -> None:

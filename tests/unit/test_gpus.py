@@ -726,3 +726,51 @@ def test_doctor_tells_of_devices_and_who_has_them(run_local: RunLocal, fake_gpus
     assert (found["driver"], found["cuda"], found["why"]) == (DRIVER, "12.4", "")
     assert [each["held"] for each in found["devices"]] == [_by("20260101-000000-0001"), "", ""]
     assert found["devices"][1]["processes"][0]["used_bytes"] == 2048 * 2**20
+
+
+SAMPLED = """
+from executor.sampling import Sampler
+sampler = Sampler(0.01)
+def until(call, many):
+    while sampler._calls[call][sys.argv[1]].samples < many: time.sleep(0.005)
+sampler.begin("1", sys.argv[1:3])
+sampler.begin("2", ["GPU-of-nobody"])
+until("1", 3)
+print("seen", flush=True)
+sys.stdin.readline()
+gpus.discover()  # which makes the library read its file again
+until("1", sampler._calls["1"][sys.argv[1]].samples + 2)
+told = [sampler.end("1"), sampler.end("2"), sampler.end("3")]
+while sampler._thread: time.sleep(0.005)
+sampler.begin("4", sys.argv[1:2])
+until("4", 1)
+print(json.dumps([*told, sampler.end("4")]))
+"""
+
+
+def test_devices_are_sampled_while_calls_have_them(fake_gpus: FakeGpus) -> None:
+    """The most memory that was in use, how busy each was on the average, from when a call had it until it had not."""
+    fake_gpus.show(three(free=40_000), busy=0)
+    process = fake_gpus.start(SAMPLED, UUIDS[0], UUIDS[1])
+    assert process.stdout
+    assert process.stdin
+    assert process.stdout.readline() == "seen\n"
+    fake_gpus.show(three(free=30_000), busy=100)
+    one, nobodys, none, later = json.loads(process.communicate("\n", timeout=60)[0])
+    assert (set(one), nobodys, none) == ({UUIDS[0], UUIDS[1]}, {}, {})
+    assert one[UUIDS[0]]["peak_bytes"] == (40_960 - 30_000) * 2**20
+    assert one[UUIDS[0]]["samples"] >= 5
+    assert 0 < one[UUIDS[0]]["utilisation"] < 1
+    assert later[UUIDS[0]]["utilisation"] == 1
+
+
+def test_a_device_that_does_not_tell_how_busy_it_is(fake_gpus: FakeGpus) -> None:
+    """A slice, or an old driver: the memory is told all the same; and without a driver nothing is."""
+    code = """
+with gpus.watched() as look:
+    seen = [look(uuid) for uuid in sys.argv[1:]]
+print(json.dumps([each and (each.used_bytes, each.percent) for each in seen]))
+"""
+    assert fake_gpus.ask(code, UUIDS[0], "GPU-of-nobody") == [[960 * 2**20, None], None]
+    fake_gpus.unload()
+    assert fake_gpus.ask(code, UUIDS[0]) == [None]

@@ -15,7 +15,10 @@ from tests.harness import OLDEST_IN_CONTAINERS, ROOT, Interpreter
 
 #: Modules that travel into containers; all but cloudpickle that they import is in every Python.
 TRAVELLING = [
-    *(f"executor/{name}.py" for name in ("__init__", "api", "authoring", "errors", "files", "resources", "version")),
+    *(
+        f"executor/{name}.py"
+        for name in ("__init__", "api", "authoring", "errors", "files", "report", "resources", "version")
+    ),
     *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "executor" / "worker").glob("*.py")),
 ]
 

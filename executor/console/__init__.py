@@ -1,7 +1,8 @@
 """Facts as a person at a terminal sees them: live where stderr is a terminal, plain lines elsewhere.
 
 Everything goes to stderr; stdout is for the result. Nothing here decides anything, and what is shown can be read again
-from the record.
+from the record. On a terminal one thread draws: lines are printed above the tree of calls (`tree`), all that have come
+since it drew last at once, so that neither many calls nor many lines keep the run waiting, and no line tears the tree.
 """
 
 from __future__ import annotations
@@ -9,16 +10,14 @@ from __future__ import annotations
 import re
 import sys
 import threading
-import time
 from collections.abc import Mapping
 from typing import Any
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, Group
 from rich.live import Live
-from rich.progress_bar import ProgressBar
-from rich.table import Table
 from rich.text import Text
 
+from executor.console.tree import CallTree
 from executor.events import (
     AttemptEnded,
     AttemptStarted,
@@ -42,6 +41,9 @@ _UNSAFE = re.compile(
     r"|[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]"
 )
 _QUICK_S = 0.5
+_DRAWN_EVERY_S = 0.25
+_MOST_UNDRAWN = 2**20  # characters; whoever has more to say draws it himself, and waits for the terminal
+_MOST_TOLD = 100  # calls; in a run of more the tree counts those that went well, and only the others have lines
 _SAID_AT_ONCE = frozenset({"lock", "base", "imports", "import"})
 
 
@@ -56,58 +58,98 @@ class ConsoleView:
         self._console: Console = beside._console if beside else console
         self._verbose = verbose
         self._tasks: dict[str, str] = {}
-        self._running: dict[str, float] = {}
-        self._waiting: dict[str, str] = {}  # call → what for, where that is known
-        self._steps: dict[str, tuple[str, str, float | None]] = {}
+        self._tree = CallTree()
         self._told: dict[str, str] = {}
-        self._telling = threading.RLock()
+        self._telling = threading.RLock()  # what is known, and lines that are not drawn yet
+        self._drawing = threading.RLock()
+        self._undrawn: list[Text] = []
+        self._undrawn_size = 0
         self._partial: dict[tuple[str, str], bytes] = {}
         self._live = Live(
-            get_renderable=self._render,
             console=self._console,
             transient=True,
-            refresh_per_second=4,
+            auto_refresh=False,
             redirect_stdout=bool(
                 sys.stdout and sys.stdout.isatty()
             ),  # what a script prints into a file stays out of it
         )
-        self._moves = self._console.is_terminal and not quiet and not beside
+        self._moves = self._console.is_terminal and not self._console.is_dumb_terminal and not quiet and not beside
+        self._over = threading.Event()
+        self._artist: threading.Thread | None = None
 
     def __enter__(self) -> ConsoleView:
         if self._moves:
             self._live.start()
+            self._artist = threading.Thread(target=self._draw_often, name="run-local console", daemon=True)
+            self._artist.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._moves:
+        if self._artist:
+            self._over.set()
+            self._artist.join()
+            self._artist = None
+            self._draw()
             self._live.stop()
 
     def say(self, text: str, style: str = "") -> None:
         """Print a line above whatever is live."""
         if self._console.is_terminal:
-            self._console.print(Text(text, style=style))
+            self._print(Text(text, style=style))
         elif not self._console.quiet:  # at a hundredth of the price, where there are a thousand calls
             self._console.file.write(text + "\n")
             self._console.file.flush()
+
+    def _print(self, line: Text) -> None:
+        if self._artist is None:
+            self._console.print(line)
+            return
+        with self._telling:
+            self._undrawn.append(line)
+            self._undrawn_size += len(line)
+        if self._undrawn_size > _MOST_UNDRAWN:
+            self._draw()
+
+    def _draw_often(self) -> None:
+        while not self._over.wait(_DRAWN_EVERY_S):
+            self._draw()
+
+    def _draw(self) -> None:
+        """Print what is to be printed, and the tree as it is now below it."""
+        with self._drawing:
+            width, height = self._console.size
+            with self._telling:
+                lines, self._undrawn, self._undrawn_size = self._undrawn, [], 0
+                rows = self._tree.rows(height - 2, width - 1)
+            with self._console:
+                if lines:
+                    self._console.print(Text("\n").join(lines))
+                self._live.update(Group(*rows), refresh=True)
 
     def progress(self, environment: str, step: str, detail: str, done: float | None = None) -> None:
         """A step of making an environment; see `executor.environments.Progress`."""
         with self._telling:
             if step == "ready":
-                self._steps.pop(environment, None)
+                self._tree.built(environment)
                 self._told.pop(environment, None)
             elif step == "warning":
                 self.say(f"  {environment}: {detail}", "yellow")
             elif step == "import" and not self._verbose:
                 return
             elif self._moves and step not in _SAID_AT_ONCE:
-                self._steps[environment] = (step, detail, done)
+                self._tree.building(environment, detail or step, done)
             elif done is None or self._told.get(environment) != step:  # of what goes on, only that it begins
                 self.say(f"  {environment}: {detail or step}", "dim")
                 self._told[environment] = step
 
     def __call__(self, fact: Fact) -> None:
         """Take note of a fact."""
+        if self._moves:
+            with self._telling:
+                self._tree.take(fact)
+        self._tell(fact)
+
+    def _tell(self, fact: Fact) -> None:
         match fact:
             case RunStarted():
                 isolation = f": {fact.isolation}" if fact.isolation else ""
@@ -138,22 +180,18 @@ class ConsoleView:
     def _call_waits(self, fact: CallSubmitted | CallWaiting) -> None:
         if isinstance(fact, CallSubmitted):
             self._tasks[fact.call] = fact.task
-            self._waiting[fact.call] = ""
-        else:
-            self._waiting[fact.call] = fact.reason
-            if not self._moves:
-                self.say(f"  · {fact.call} {self._tasks[fact.call]} waits: {fact.reason}", "dim")
+        elif not self._moves:
+            self.say(f"  · {fact.call} {self._tasks[fact.call]} waits: {fact.reason}", "dim")
 
     def _attempt_started(self, fact: AttemptStarted) -> None:
-        self._waiting.pop(fact.call, None)
-        self._running[fact.call] = time.monotonic()
         if not self._moves:
             again = f", attempt {fact.attempt}" if fact.attempt > 1 else ""
             self.say(f"  ▶ {fact.call} {self._tasks[fact.call]}{again}", "dim")
 
     def _attempt_ended(self, fact: AttemptEnded) -> None:
         self._flush(fact.call)
-        self._running.pop(fact.call, None)
+        if fact.outcome == "ok" and self._counts_only:
+            return
         mark, style = ("✓", "green") if fact.outcome == "ok" else ("✗", "red")
         note = "" if fact.outcome in ("ok", "raised") else f" ({fact.outcome})"
         self.say(f"  {mark} {fact.call} {self._tasks[fact.call]} {fact.seconds:.1f} s{note}", style)
@@ -161,9 +199,12 @@ class ConsoleView:
             self.say(f"    {warning}; the task went on", "yellow")
 
     def _call_ended(self, fact: CallEnded) -> None:
-        self._waiting.pop(fact.call, None)
-        if fact.status == "cached":
+        if fact.status == "cached" and not self._counts_only:
             self.say(f"  ≡ {fact.call} {self._tasks[fact.call]} (cached)", "cyan")
+
+    @property
+    def _counts_only(self) -> bool:
+        return self._moves and not self._verbose and len(self._tasks) > _MOST_TOLD
 
     def _run_ended(self, fact: RunEnded) -> None:
         for call in dict.fromkeys(call for call, _ in list(self._partial)):
@@ -190,23 +231,9 @@ class ConsoleView:
         colours = self._console.is_terminal
         text = f"  {self._tasks[call].partition('.')[2]} │ {printable(line, colours=colours)}"
         if colours and "\x1b" in text:
-            self._console.print(Text.from_ansi(text))
+            self._print(Text.from_ansi(text))
         else:
             self.say(text)
-
-    def _render(self) -> RenderableType:
-        if not (self._steps or self._running or self._waiting):
-            return Group()
-        table = Table.grid(padding=(0, 1))
-        for environment, (step, detail, done) in list(self._steps.items()):
-            bar = "" if done is None else ProgressBar(total=1.0, completed=done, width=20)
-            table.add_row("  …", environment, bar, detail or step)
-        now = time.monotonic()
-        for call, since in self._running.items():
-            table.add_row("  ▶", f"{call} {self._tasks[call]}", f"{now - since:.0f} s")
-        for call, reason in self._waiting.items():
-            table.add_row("  ·", f"{call} {self._tasks[call]}", f"waits: {reason}" if reason else "waits")
-        return table
 
 
 def printable(line: bytes, *, colours: bool) -> str:
