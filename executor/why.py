@@ -7,17 +7,19 @@ reaches and the packages of its environments.
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from executor.data import index
-from executor.data.records import CallView, RunView, newest_runs
+from executor.data.records import CallView, RunView, newest_runs, read_folder
 from executor.reach import compare
 
 #: Runs that are looked at because they have calls of the same task, however long ago.
 _MOST_RUNS = 20
+_MOST_OF_A_RUN = 20  # calls, that are compared
 
 Made = tuple[RunView, CallView]
 
@@ -34,30 +36,66 @@ class Explanation:
     nearest: Made | None = None
 
 
-def explain(view: RunView, call: CallView, home: Path) -> Explanation:
+class Past:
+    """The runs before one, as their records tell of them; each is read once for each task that is asked for.
+
+    home: where the records are; view: the run that is explained
+    """
+
+    def __init__(self, home: Path, view: RunView) -> None:
+        self._home, self._view = home, view
+        self._calls: dict[str, list[tuple[RunView, list[CallView], dict[str, CallView]]]] = {}
+
+    def run(self, name: str) -> RunView | None:
+        """The run with this id, where it has a record."""
+        if name == self._view.id:
+            return self._view
+        folder = self._home / "runs" / name
+        return read_folder(folder) if folder.is_dir() else None
+
+    def calls(self, call: CallView) -> Iterator[Made]:
+        """Calls of the same task that came before: of each run, the newest first, that with the same key, or else a few."""
+        if call.task not in self._calls:
+            known = index.runs_of(self._home, call.task, before=self._view.id, most=_MOST_RUNS)
+            runs = (self._view, *newest_runs(self._home, before=self._view.id, also=known))
+            self._calls[call.task] = [(run, *_of_task(run, call.task)) for run in runs]
+        for run, calls, by_key in self._calls[call.task]:
+            same = [by_key.get(call.call_key), run.calls.get(call.id), *calls[-_MOST_OF_A_RUN:][::-1]]
+            for each in {id(each): each for each in same if each and each.task == call.task and each.parts}.values():
+                if run is not self._view or each.submitted < call.submitted:
+                    yield run, each
+
+
+def _of_task(run: RunView, task: str) -> tuple[list[CallView], dict[str, CallView]]:
+    """The calls of a task whose keys are known, and the same by key."""
+    calls = [each for each in run.calls.values() if each.task == task and each.call_key]
+    return calls, {each.call_key: each for each in calls}
+
+
+def explain(view: RunView, call: CallView, past: Past) -> Explanation:
     """Why a call of a run ran, or did not."""
     if call.status == "cached" and call.origin:
-        return _explain_hit(view, call, call.origin)
+        return _explain_hit(view, call.origin, past)
     if not call.call_key:
         return Explanation(reasons=("its run ended before its inputs were stored",))
-    earlier = [made for made in _earlier(view, call, home) if made[1].call_key and made[1].parts]
-    differing = [(differences(made, (view, call)), made) for made in earlier]
+    decided = _decided(view, call)
+    differing = [(differences(made, (view, call)), made) for made in past.calls(call)]
     if not differing:
-        decided = _decided(view, call)
         return Explanation(reasons=(*decided, f"the records tell of no earlier call of `{call.task}`"))
     found, nearest = min(differing, key=lambda each: len(each[0]))  # of those that are as near, the newest
     kinds = [told for kind in found.values() for told in kind]
     if kinds:
-        return Explanation(reasons=(*_decided(view, call), *kinds), nearest=nearest)
+        return Explanation(reasons=(*decided, *kinds), nearest=nearest)
+    if decided:
+        return Explanation(reasons=(*decided, "nothing is different"), nearest=nearest)
     same = nearest[1]
     if same.status not in ("succeeded", "cached"):
         why = f"the earlier call with the same key did not succeed: it is {same.status}"
     elif same.cache == "disable":
         why = "the value of the earlier call with the same key was not kept: its cache was `disable`"
     else:
-        why = "nothing is different: the value of the earlier call was not in the store any more, or not whole"
-    decided = _decided(view, call)
-    return Explanation(reasons=(*decided, "nothing is different") if decided else (why,), nearest=nearest)
+        why = "nothing is different, but the value of the earlier call was not to be had: not there any more, or not whole"
+    return Explanation(reasons=(why,), nearest=nearest)
 
 
 def differences(before: Made, after: Made) -> dict[str, list[str]]:
@@ -79,11 +117,14 @@ def differences(before: Made, after: Made) -> dict[str, list[str]]:
     return {kind: told for kind, told in found.items() if told}
 
 
-def _explain_hit(view: RunView, call: CallView, origin: Mapping[str, str]) -> Explanation:
-    if view.resumes and origin["run"] == view.resumes:
-        return Explanation(reasons=(f"its value was taken over from call {origin['call']} of run {origin['run']}",))
-    told = f"its value was in the cache: call {origin['call']} of run {origin['run']} with the same key computed it"
-    return Explanation(reasons=(told,))
+def _explain_hit(view: RunView, origin: Mapping[str, str], past: Past) -> Explanation:
+    run = past.run(origin["run"])
+    computed = run.calls.get(origin["call"]) if run else None
+    when = time.strftime(" on %Y-%m-%d at %H:%M", time.localtime(computed.ended)) if computed and computed.ended else ""
+    where = f"call {origin['call']} of run {origin['run']}"
+    if origin["run"] in (view.resumes, *view.replays.split()[:1]):
+        return Explanation(reasons=(f"its value was taken over from {where}",))
+    return Explanation(reasons=(f"its value was in the cache: {where} with the same key computed it{when}",))
 
 
 def _decided(view: RunView, call: CallView) -> tuple[str, ...]:
@@ -93,15 +134,6 @@ def _decided(view: RunView, call: CallView) -> tuple[str, ...]:
     if call.cache == "override":
         return ("its cache is `override`, which takes no earlier value",)
     return ("the run was started with `--no-cache`",) if view.fresh else ()
-
-
-def _earlier(view: RunView, call: CallView, home: Path) -> Iterator[Made]:
-    """The calls of the same task that came before, the newest first."""
-    same_run = [each for each in view.calls.values() if each.task == call.task and each.submitted < call.submitted]
-    yield from ((view, each) for each in reversed(same_run))
-    known = index.runs_of(home, call.task, before=view.id, most=_MOST_RUNS)
-    for run in newest_runs(home, before=view.id, also=known):
-        yield from ((run, each) for each in reversed(list(run.calls.values())) if each.task == call.task)
 
 
 def _environments(before: Made, after: Made) -> Iterator[str]:

@@ -12,7 +12,7 @@ from executor.cli import print_json, print_table
 from executor.data.records import CallView, RunView, read_run
 from executor.errors import UsageError
 from executor.reach import compare
-from executor.why import Explanation, compare_inputs, compare_packages, contents, explain
+from executor.why import Explanation, Past, compare_inputs, compare_packages, contents, explain
 
 
 @click.command("why")
@@ -30,7 +30,8 @@ def why_command(run: str, call: str | None, as_json: bool) -> None:
     if call is not None and call not in view.calls:
         raise UsageError(f"run {view.id} has no call `{call}`", why=f"its calls are {', '.join(view.calls)}")
     calls = [view.calls[call]] if call else list(view.calls.values())
-    found = [(each, explain(view, each, home)) for each in calls]
+    past = Past(home, view)
+    found = [(each, explain(view, each, past)) for each in calls]
     if as_json:
         print_json({"run": view.id, "calls": [_document(each, told) for each, told in found]})
         return
@@ -58,12 +59,17 @@ def diff_command(first: str, second: str, as_json: bool) -> None:
     home = machine.home()
     before, after = read_run(home, first), read_run(home, second)
     code = compare(_code(before), _code(after))
-    names = dict.fromkeys([*before.environments, *after.environments])
     packages = [
         each
-        for name in names
-        for each in compare_packages(before.environments.get(name, {}), after.environments.get(name, {}))
+        for name in before.environments.keys() & after.environments.keys()
+        for each in compare_packages(before.environments[name], after.environments[name])
     ]
+    for view, other in ((before, after), (after, before)):
+        packages += [
+            f"environment `{name}` is in run {view.id} only"
+            for name in view.environments
+            if name not in other.environments
+        ]
     calls = [_compare(before.calls.get(name), after.calls.get(name)) for name in {**before.calls, **after.calls}]
     if as_json:
         print_json({"runs": [before.id, after.id], "code": code, "packages": packages, "calls": calls})

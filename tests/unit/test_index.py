@@ -24,7 +24,7 @@ from executor.data.records import Record, newest_runs, read_run, run_ids
 from executor.errors import UsageError
 from executor.events import CallEnded, CallSubmitted, InputsCommitted, RunEnded, RunStarted
 from executor.manifest import Shape
-from executor.why import explain
+from executor.why import Past, explain
 
 SHAPE = Shape(cpus=1, cpus_limit=1, memory_bytes=1, memory_limit_bytes=None, gpus=0, gpu_model="", shm_bytes=None)
 
@@ -117,7 +117,8 @@ def test_the_nearest_earlier_call_may_be_many_runs_ago(tmp_path: Path) -> None:
     last = write(tmp_path, 40)
     assert first not in {view.id for view in newest_runs(tmp_path, before=last)}
     summaries(tmp_path, 100)
-    told = explain(read_run(tmp_path, last), read_run(tmp_path, last).calls["1"], tmp_path)
+    view = read_run(tmp_path, last)
+    told = explain(view, view.calls["1"], Past(tmp_path, view))
     assert told.nearest is not None
     assert told.nearest[0].id == first
 
