@@ -27,7 +27,7 @@ from executor.data.records import CallView, Record, RunView, past_times, read_ru
 from executor.data.results import Results
 from executor.data.snapshot import take_snapshot
 from executor.data.store import Blob, Store, Value, full_disk, read_value
-from executor.engine import Engine, Listener, Plan
+from executor.engine import Engine, Listener
 from executor.environments import Builder, Built, Lock, Progress, Spec, find_spec, usage
 from executor.environments.cuda import driver_complaint
 from executor.environments.provided import provided_by_lock
@@ -38,6 +38,7 @@ from executor.manifest import Manifest, TaskEntry, Terms
 from executor.missing import check_imports
 from executor.mounts import check_mounts
 from executor.network import check_networks
+from executor.plan import Plan
 from executor.reach import Code
 from executor.runtimes import Runtime
 from executor.runtimes.docker import DockerRuntime
@@ -67,7 +68,7 @@ class Request:
     resumes: the run that this one goes on with
     locks:   environment → the lock that it is built from, where it is not to be the one that is found
     replays: the call of the run in `resumes` that is made once more; of that run, calls below it are taken over
-    terms, interaction: see `engine.Plan`
+    terms, interaction: see `plan.Plan`
     isolation: `auto`, or `required` where a run is not to begin unless its tasks are isolated fully
     arguments: what a person sees of inputs that are a value; see `preview.preview_arguments`
     """

@@ -7,6 +7,8 @@ are sealed memory, which a large value travels in; whoever receives a frame clos
 
     host → agent    TASK    call, task, module, qualname, environment, env_vars, timeout_s, value      + body
                             secrets: variables (name → value) and files (path below their folder → value)
+                            interaction, where somebody sits at it: mode, command, controlling; its standard streams are
+                            the last three open files that come with the frame
                     ANSWER  id, value | error                                                          + body
                     CANCEL  the attempt
     agent → host    HELLO   version, python, uid, and what is really in force (see `confinement.facts`)

@@ -19,10 +19,11 @@ from executor import engine
 from executor.cache import Cache
 from executor.data.results import Results
 from executor.data.store import Blob, Store, Value
-from executor.engine import Engine, Plan
+from executor.engine import Engine
 from executor.errors import MachineError
 from executor.events import AttemptEnded, CallCancelled, CallEnded, CallSubmitted, Fact, RunCancelled, RunEnded
 from executor.manifest import EnvironmentEntry, Manifest, Shape, TaskEntry
+from executor.plan import Plan
 from executor.reach import Reach
 from executor.runtimes import Launch, Loss
 from executor.scheduling.state import Machine
