@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from executor import dockerd, machine
+from executor import dockerd, machine, room
 from executor.cache import Cache, Done
 from executor.data import index
 from executor.data.leases import NAME as LEASE
@@ -33,7 +32,7 @@ from executor.environments.cuda import driver_complaint
 from executor.environments.provided import provided_by_lock
 from executor.errors import MachineError, RunLocalError
 from executor.events import EnvironmentReady, Fact, RunEnded, RunStarted, Status
-from executor.gpus import Found, Own, as_device, discover
+from executor.gpus import Found
 from executor.manifest import Manifest, TaskEntry, Terms
 from executor.missing import check_imports
 from executor.mounts import check_mounts
@@ -46,9 +45,7 @@ from executor.runtimes.library import worker_library
 from executor.runtimes.process import ProcessRuntime
 from executor.runtimes.rungs import Rung, demand_full, find_rung
 from executor.runtimes.slot import remove_dead_doors
-from executor.scheduling.devices import Devices, describe_gpus
 from executor.scheduling.ranks import ranks
-from executor.scheduling.state import Machine
 from executor.secrets import find_secrets
 from executor.terminal import Interaction
 from executor.version import VERSION
@@ -175,9 +172,9 @@ def run_workflow(request: Request, listen: Listener, progress: Progress, stop: S
 def _run_workflow(request: Request, listen: Listener, progress: Progress, stop: Stop) -> RunView:
     names = request.manifest.reachable(request.task.environment)
     request.manifest.check_calls(request.task.name)
-    offered = _offered()
-    gpus = _find_gpus(request.manifest, names)
-    _demand_room(request, names, gpus)
+    offered = room.offered()
+    gpus = room.find_gpus(request.manifest, names)
+    room.demand(request.manifest, names, request.home, gpus)
     check_mounts(request.manifest, names, request.runtime, request.home)
     secrets = find_secrets(request.manifest, names, request.runtime, request.home)
     rung = _find_rung(request)
@@ -390,45 +387,6 @@ def _arguments(request: Request) -> dict[str, Any] | None:
         return [resolve(each) for each in doc] if isinstance(doc, list) else doc
 
     return {name: {"json": resolve(each)} for name, each in request.inputs.items()}
-
-
-def _find_gpus(manifest: Manifest, names: Sequence[str]) -> Found:
-    """The GPUs of this machine, where any of these environments asks for one."""
-    wanted = any(manifest.environments[name].shape.gpus for name in names)
-    return discover() if wanted else Found()
-
-
-def _demand_room(request: Request, names: Sequence[str], gpus: Found) -> None:
-    """Refuse what can never run on this machine, before anything is made for it."""
-    if asked := too_small(request.manifest, names, request.home, gpus):
-        hint = "ask for less: `resources=Resources(cpu=…, memory=…, gpu=…)`; `run-local doctor` shows what there is"
-        raise MachineError("this machine is too small", why="\n".join(asked), hint=hint)
-
-
-def _offered() -> Machine:
-    return Machine(cpus=machine.cores(), memory_bytes=machine.memory_bytes())
-
-
-def too_small(manifest: Manifest, names: Sequence[str], home: Path, gpus: Found | None = None) -> list[str]:
-    """What environments ask for that can never be had on this machine, a line each; known before anything is made."""
-    asked = []
-    offered = _offered()
-    gpus = _find_gpus(manifest, names) if gpus is None else gpus
-    devices = Devices(as_device(each, "", Own()) for each in gpus.usable)
-    for name in names:
-        shape = manifest.environments[name].shape
-        if shape.cpus > offered.cpus:
-            asked.append(f"`{name}` asks for {shape.cpus:g} cores, and there are {offered.cpus:g}")
-        if shape.memory_bytes > offered.memory_bytes:
-            there = f"{offered.memory_bytes / 2**30:.1f} GiB"
-            asked.append(f"`{name}` asks for {shape.memory_bytes / 2**30:.1f} GiB of memory, and there are {there}")
-        if shape.gpus > devices.matching(shape):
-            there = devices.describe(shape) if gpus.usable else f"no GPU ({gpus.why})"
-            asked.append(f"`{name}` asks for {describe_gpus(shape)}, and this machine has {there}")
-        if shape.disk_bytes and shape.disk_bytes > (free := shutil.disk_usage(home).free):
-            there = f"{free / 2**30:.1f} GiB are free at {home}"
-            asked.append(f"`{name}` asks for {shape.disk_bytes / 2**30:.1f} GiB of disk, and {there}")
-    return asked
 
 
 def _build(

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from executor import machine, runs
+from executor import machine, room, runs
 from executor.cli import print_json, print_table
 from executor.console import ConsoleView
 from executor.describe import describe
@@ -42,7 +42,7 @@ def plan_command(workflow: str, runtime: str, as_json: bool) -> None:
     provided = {state.spec.name: _provided(state) for state in states}
     reports = check_imports(manifest, task.name, provided)
     networks = check_networks(manifest, names, chosen, offline=machine.offline())
-    small = runs.too_small(manifest, names, machine.home())
+    small = room.too_small(manifest, names, machine.home(), room.find_gpus(manifest, names))
     if as_json:
         document = _document(manifest, task.name, chosen, states, reports, networks)
         print_json({**document, "too_small": small})
