@@ -102,7 +102,7 @@ def _image(picture: Any, caption: str) -> str:
     elif isinstance(picture, (bytes, bytearray)):
         data = bytes(picture)
     elif isinstance(picture, (str, os.PathLike)):
-        with open(picture, "rb") as file:  # noqa: PTH123  pathlib is not loaded for this  # noqa: PTH123  a task that shows nothing need not load pathlib
+        with open(picture, "rb") as file:  # noqa: PTH123  a task that shows nothing need not load pathlib
             data = file.read()
     else:
         data = b""
