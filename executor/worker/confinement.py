@@ -25,7 +25,7 @@ def facts() -> dict[str, Any]:
     shm, tmp:           size in bytes, and for the latter its mode
     core, open_files:   the hard limits
     """
-    status = dict(line.split(":", 1) for line in _read("/proc/self/status").splitlines() if ":" in line)
+    status = dict(line.split(":", 1) for line in kernel.read("/proc/self/status").splitlines() if ":" in line)
     sets = [int(status.get(name, "0").strip(), 16) for name in ("CapEff", "CapPrm", "CapInh", "CapAmb")]
     return {
         "uid": os.getuid(),
@@ -39,8 +39,8 @@ def facts() -> dict[str, Any]:
         **groups.limits(),
         "root_read_only": kernel.is_read_only("/"),
         "interfaces": kernel.interfaces(),
-        "shm_bytes": _size("/dev/shm"),  # noqa: S108
-        "tmp_bytes": _size("/tmp"),  # noqa: S108
+        "shm_bytes": kernel.size_of("/dev/shm"),  # noqa: S108
+        "tmp_bytes": kernel.size_of("/tmp"),  # noqa: S108
         "tmp_mode": _mode("/tmp"),  # noqa: S108
         "core": resource.getrlimit(resource.RLIMIT_CORE)[1],
         "open_files": resource.getrlimit(resource.RLIMIT_NOFILE)[1],
@@ -62,25 +62,8 @@ def writable_places() -> list[str]:
     return found
 
 
-def _size(folder: str) -> int | None:
-    """The size of the file system at a folder."""
-    try:
-        told = os.statvfs(folder)
-    except OSError:
-        return None
-    return told.f_blocks * told.f_frsize
-
-
 def _mode(folder: str) -> int | None:
     try:
         return stat.S_IMODE(os.stat(folder).st_mode)
     except OSError:
         return None
-
-
-def _read(path: str) -> str:
-    try:
-        with open(path, encoding="utf-8", errors="replace") as file:
-            return file.read()
-    except OSError:
-        return ""

@@ -10,6 +10,8 @@ import functools
 import os
 from typing import Any, NamedTuple
 
+from executor.worker import kernel
+
 #: What a control group says where it sets no limit: more than any machine has.
 _NO_LIMIT = 2**60
 
@@ -30,10 +32,12 @@ class Counts(NamedTuple):
 def counts() -> Counts:
     """What has been counted so far: a few small reads, because each attempt asks."""
     memory, pids = _own("memory"), _own("pids")
-    peak = _read(f"{memory}/memory.max_usage_in_bytes") or _read(f"{memory}/memory.peak")
+    peak = kernel.read(f"{memory}/memory.max_usage_in_bytes") or kernel.read(f"{memory}/memory.peak")
     return Counts(
-        oom_kills=_counted(_read(f"{memory}/memory.oom_control") or _read(f"{memory}/memory.events"), "oom_kill"),
-        pids_refused=_counted(_read(f"{pids}/pids.events"), "max"),
+        oom_kills=_counted(
+            kernel.read(f"{memory}/memory.oom_control") or kernel.read(f"{memory}/memory.events"), "oom_kill"
+        ),
+        pids_refused=_counted(kernel.read(f"{pids}/pids.events"), "max"),
         memory_peak=int(peak) if peak.strip().isdigit() else 0,
     )
 
@@ -44,11 +48,11 @@ def memory_use() -> tuple[int, int]:
     limit = _least([group], "memory.limit_in_bytes", "memory.max")
     if limit is None:
         return 0, 0
-    lines = dict(line.split() for line in _read(f"{group}/memory.stat").splitlines())
+    lines = dict(line.split() for line in kernel.read(f"{group}/memory.stat").splitlines())
     of_files = (
         ("total_inactive_file", "total_active_file") if "total_cache" in lines else ("inactive_file", "active_file")
     )
-    used = _read(f"{group}/memory.usage_in_bytes") or _read(f"{group}/memory.current") or "0"
+    used = kernel.read(f"{group}/memory.usage_in_bytes") or kernel.read(f"{group}/memory.current") or "0"
     return limit, int(used) - sum(int(lines.get(name, 0)) for name in of_files)
 
 
@@ -73,7 +77,7 @@ def folders(controller: str, process: str = "/proc/self") -> list[str]:
     The group itself comes first. Empty where no control groups are mounted.
     """
     mounted = _mounts(process)
-    groups = [line.split(":", 2) for line in _read(f"{process}/cgroup").splitlines()]
+    groups = [line.split(":", 2) for line in kernel.read(f"{process}/cgroup").splitlines()]
     for _, names, path in groups:
         if controller in names.split(",") and controller in mounted:
             return _up_from(path, *mounted[controller])
@@ -86,7 +90,7 @@ def folders(controller: str, process: str = "/proc/self") -> list[str]:
 def _mounts(process: str) -> dict[str, tuple[str, str]]:
     """Controller (version 2: empty) → what of its hierarchy is mounted, and where."""
     mounted: dict[str, tuple[str, str]] = {}
-    for line in _read(f"{process}/mountinfo").splitlines():
+    for line in kernel.read(f"{process}/mountinfo").splitlines():
         left, _, right = line.partition(" - ")
         kind, _, options = right.split(" ", 2)
         root, place = left.split(" ")[3:5]
@@ -109,7 +113,7 @@ def _up_from(path: str, root: str, place: str) -> list[str]:
 
 def _least(groups: list[str], *names: str) -> int | None:
     """The least of what a file of these groups says, by its name in either version; None where it says no number."""
-    said = [_read(f"{folder}/{name}").strip() for folder in groups for name in names]
+    said = [kernel.read(f"{folder}/{name}").strip() for folder in groups for name in names]
     return min((int(text) for text in said if text.isdigit() and int(text) < _NO_LIMIT), default=None)
 
 
@@ -117,8 +121,11 @@ def _cpu_limit(groups: list[str]) -> float | None:
     """How many cores these groups allow, or None."""
     allowed = []
     for folder in groups:
-        told = _read(f"{folder}/cpu.max").split()
-        told = told or [_read(f"{folder}/cpu.cfs_quota_us").strip(), _read(f"{folder}/cpu.cfs_period_us").strip()]
+        told = kernel.read(f"{folder}/cpu.max").split()
+        told = told or [
+            kernel.read(f"{folder}/cpu.cfs_quota_us").strip(),
+            kernel.read(f"{folder}/cpu.cfs_period_us").strip(),
+        ]
         if all(part.isdigit() for part in told):  # without a limit it is `max`, or -1
             allowed.append(int(told[0]) / int(told[1]))
     return min(allowed, default=None)
@@ -141,11 +148,3 @@ def _own(controller: str) -> str:
 
 def _counted(told: str, name: str) -> int:
     return next((int(line.split()[1]) for line in told.splitlines() if line.startswith(f"{name} ")), 0)
-
-
-def _read(path: str) -> str:
-    try:
-        with open(path, encoding="utf-8", errors="replace") as file:
-            return file.read()
-    except OSError:
-        return ""

@@ -239,7 +239,7 @@ def descendants(of: int) -> list[int]:
     parents: dict[int, int] = {}
     for entry in os.listdir("/proc"):
         if entry.isdigit():
-            fields = _read(f"/proc/{entry}/stat").rpartition(")")[2].split()
+            fields = read(f"/proc/{entry}/stat").rpartition(")")[2].split()
             if len(fields) > 1 and fields[0] != "Z":
                 parents[int(entry)] = int(fields[1])
     found: list[int] = []
@@ -250,7 +250,8 @@ def descendants(of: int) -> list[int]:
     return found
 
 
-def _read(path: str) -> str:
+def read(path: str) -> str:
+    """The text of a small file, such as those of /proc; empty where it cannot be read."""
     try:
         with open(path, encoding="utf-8", errors="replace") as file:
             return file.read()

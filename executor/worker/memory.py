@@ -20,7 +20,7 @@ import sys
 import weakref
 from typing import Any
 
-from executor.worker import groups
+from executor.worker import groups, kernel
 
 #: Since Python 3.13 a map need not keep its file open.
 _WITHOUT_FILE: dict[str, Any] = {"trackfd": False} if sys.version_info >= (3, 13) else {}
@@ -93,7 +93,9 @@ def used_share() -> float:
 def _has_room(size: int) -> bool:
     """Whether a copy of this many bytes leaves as much again, in our control group and on the machine."""
     limit, used = groups.memory_use()
-    available = [line.split()[1] for line in _read("/proc/meminfo").splitlines() if line.startswith("MemAvailable:")]
+    available = [
+        line.split()[1] for line in kernel.read("/proc/meminfo").splitlines() if line.startswith("MemAvailable:")
+    ]
     free = [int(text) * 1024 for text in available] + ([limit - used] if limit else [])
     return bool(available) and 2 * size <= min(free)
 
@@ -141,11 +143,3 @@ def _address(view: memoryview) -> int:
     address = int(told.buf or 0)
     ctypes.pythonapi.PyBuffer_Release(ctypes.byref(told))
     return address
-
-
-def _read(path: str) -> str:
-    try:
-        with open(path, encoding="ascii", errors="replace") as file:
-            return file.read()
-    except OSError:
-        return ""
