@@ -22,7 +22,7 @@ import sys
 import tempfile
 import threading
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -73,11 +73,14 @@ class _Source:
         return environment in files.get(task.path, set().union(*files.values()))
 
 
-def describe(workflow: str, start: Path, patience_s: float = PATIENCE_S) -> tuple[Manifest, TaskEntry]:
+def describe(
+    workflow: str, start: Path, patience_s: float = PATIENCE_S, meanwhile: Callable[[], object] = lambda: None
+) -> tuple[Manifest, TaskEntry]:
     """The manifest of the project around the folder `start`, and the task that `workflow` names in it.
 
     workflow:   `alphafold_workflow`, `orchestrator.alphafold_workflow`, `package.module:task` or `file.py:task`
     patience_s: how long importing it may take
+    meanwhile:  what else is to be done while another process imports it
 
     Raises `UsageError` for a name that means no task, or several, and `ProjectError` for code that cannot be read.
     """
@@ -91,7 +94,7 @@ def describe(workflow: str, start: Path, patience_s: float = PATIENCE_S) -> tupl
             root = find_root(path.parent)
     else:
         path = _find(name, environment, root)
-    manifest = _describe(path, root, patience_s)
+    manifest = _describe(path, root, patience_s, meanwhile)
     in_file = [entry for entry in manifest.tasks.values() if root / entry.file == path and entry.short_name == name]
     fitting = [entry for entry in in_file if environment in ("", entry.environment)]
     if not fitting:
@@ -99,7 +102,7 @@ def describe(workflow: str, start: Path, patience_s: float = PATIENCE_S) -> tupl
     return manifest, fitting[-1]
 
 
-def _describe(path: Path, root: Path, patience_s: float) -> Manifest:
+def _describe(path: Path, root: Path, patience_s: float, meanwhile: Callable[[], object]) -> Manifest:
     """The manifest of a file and of what it refers to by name, in as many goes as it takes to find all of that."""
     source: _Source | None = None
     also: list[Path] = []
@@ -110,7 +113,7 @@ def _describe(path: Path, root: Path, patience_s: float) -> Manifest:
             found = [_declaring(name, source, root) for name in wanted]
             more = [each for each in dict.fromkeys(found) if each and each not in (path, *also)]
             also += more
-        manifest = _ask(path, root, patience_s, also)
+        manifest = _ask(path, root, patience_s, meanwhile, also)
         last, wanted = wanted, manifest.unknown()
         if not wanted:
             return manifest
@@ -303,7 +306,9 @@ def _importable(path: Path, root: Path) -> tuple[str, list[Path]]:
     return ".".join(parts), list(dict.fromkeys((folder, root)))
 
 
-def _ask(path: Path, root: Path, patience_s: float, also: Sequence[Path] = ()) -> Manifest:
+def _ask(
+    path: Path, root: Path, patience_s: float, meanwhile: Callable[[], object], also: Sequence[Path] = ()
+) -> Manifest:
     """The manifest, as the child answers it; `also` are more files to import."""
     modules, roots = [], []
     for each in (path, *also):
@@ -335,13 +340,13 @@ def _ask(path: Path, root: Path, patience_s: float, also: Sequence[Path] = ()) -
             pass_fds=[answer.fileno()],
             start_new_session=True,
         )
-        status = _wait(child, patience_s, file)
+        status = _wait(child, patience_s, file, meanwhile)
         answer.seek(0)
         printed.seek(0)
         return _take_answer(answer.read(), printed.read(), status, file)
 
 
-def _wait(child: subprocess.Popen[Any], patience_s: float, file: str) -> int:
+def _wait(child: subprocess.Popen[Any], patience_s: float, file: str, meanwhile: Callable[[], object]) -> int:
     """Its exit status; it and all that it started are gone afterwards.
 
     It watches the clock itself, to say where it was; it cannot where it does not come back to Python.
@@ -355,6 +360,7 @@ def _wait(child: subprocess.Popen[Any], patience_s: float, file: str) -> int:
     timer = threading.Timer(patience_s + _GRACE_S, give_up)
     timer.start()
     try:
+        meanwhile()
         status = child.wait()
     finally:
         timer.cancel()

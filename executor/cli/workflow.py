@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import importlib
 import sys
-import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,12 +26,8 @@ _EXIT_CODES = {"succeeded": 0, "failed": 1}
 
 def workflow_command(name: str) -> click.Command:
     """The command for a workflow; the project is described to make it, and meanwhile what runs it is loaded."""
-    loading = threading.Thread(target=importlib.import_module, args=("executor.runs",))
-    loading.start()
-    try:
-        manifest, task = describe(name, Path.cwd())
-    finally:
-        loading.join()
+    load = partial(importlib.import_module, "executor.runs")
+    manifest, task = describe(name, Path.cwd(), meanwhile=load)
     options = [
         click.Option(
             ["--runtime"],
