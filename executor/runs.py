@@ -22,7 +22,7 @@ from executor.cache import Cache, Done
 from executor.data import index
 from executor.data.leases import NAME as LEASE
 from executor.data.leases import hold_lease, lease_is_held
-from executor.data.records import CallView, Record, RunView, past_times, read_run
+from executor.data.records import Record, RunView, past_times, read_run
 from executor.data.results import Results
 from executor.data.snapshot import take_snapshot
 from executor.data.store import Blob, Store, Value, full_disk, read_value
@@ -64,7 +64,7 @@ class Request:
     fresh:   take nothing from the cache
     resumes: the run that this one goes on with
     locks:   environment → the lock that it is built from, where it is not to be the one that is found
-    replays: the call of the run in `resumes` that is made once more; of that run, calls below it are taken over
+    replays: the run and the call that is made once more; of the run in `resumes`, calls below it are taken over
     terms, interaction: see `plan.Plan`
     isolation: `auto`, or `required` where a run is not to begin unless its tasks are isolated fully
     arguments: what a person sees of inputs that are a value; see `preview.preview_arguments`
@@ -82,7 +82,7 @@ class Request:
     fresh: bool = False
     resumes: RunView | None = None
     locks: Mapping[str, Path] = field(default_factory=dict)
-    replays: CallView | None = None
+    replays: tuple[str, str] | None = None
     terms: Terms | None = None
     interaction: Interaction | None = None
 
@@ -331,7 +331,7 @@ def _started(
         mounts={name: {each.target: each.source for each in made} for name, made in mounts.items() if made},
         target=f"{request.task.file}:{request.task.name}",
         resumes=request.resumes.id if request.resumes and not request.replays else "",
-        replays=f"{request.resumes.id} {request.replays.id}" if request.resumes and request.replays else "",
+        replays=" ".join(request.replays or ()),
         isolation=rung.describe() if rung else "",
         snapshot=project.name,
         fresh=request.fresh,
@@ -356,7 +356,7 @@ def _cache(request: Request, store: Store, built: Mapping[str, Built], project: 
             and call.status in ("succeeded", "cached")
             and call.value
             and call.call_key
-            and (request.replays is None or call.id.startswith(f"{request.replays.id}."))
+            and (request.replays is None or call.id.startswith(f"{request.replays[1]}."))
         ],
         fresh=request.fresh,
     )
@@ -374,7 +374,7 @@ def _host(runtime: RuntimeName) -> dict[str, Any]:
 def _arguments(request: Request) -> dict[str, Any] | None:
     """The previews of the inputs, by name; a file of the user's stands as its path."""
     if isinstance(request.inputs, Value):
-        if request.resumes and request.resumes.root_call:
+        if request.resumes and request.resumes.root_call and not request.replays:
             return request.resumes.root_call.arguments
         return dict(request.arguments) if request.arguments is not None else None
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import selectors
+import select
 import signal
 import sys
 import termios
@@ -114,6 +114,7 @@ def _sized(ours: int) -> Iterator[None]:
 @contextlib.contextmanager
 def _relayed(ours: int) -> Iterator[None]:
     """What is typed goes there, what is written comes here; at the end, all that was written before it."""
+    os.set_blocking(ours, False)  # who does not read what is typed holds up nothing else
     wakes, wake = os.pipe()
     relay = threading.Thread(target=_relay, args=(ours, wakes), name="terminal", daemon=True)
     relay.start()
@@ -127,30 +128,36 @@ def _relayed(ours: int) -> Iterator[None]:
 
 
 def _relay(ours: int, wakes: int) -> None:
-    ways = {0: ours, ours: 1}
-    with selectors.DefaultSelector() as selector:
-        for fd in (*ways, wakes):
-            selector.register(fd, selectors.EVENT_READ)
-        ending = False
-        while True:
-            ready = [key.fd for key, _ in selector.select(0 if ending else None)]
-            ending = ending or wakes in ready
-            if ending and ours not in ready:
-                return
-            for fd in ready:
-                if fd in ways and not (ending and fd == 0) and not _pass_on(fd, ways[fd]):
-                    selector.unregister(fd)
-                    if fd == ours:
-                        return
+    typed = b""
+    keys_end = ending = False
+    while True:
+        wanted = [ours] if ending else [ours, wakes] if typed or keys_end else [ours, wakes, 0]
+        ready, takes, _ = select.select(wanted, [ours] if typed and not ending else [], [], 0 if ending else None)
+        if ending and not ready:
+            return
+        ending = ending or wakes in ready
+        if ours in ready and not _show(ours):
+            return
+        if 0 in ready:
+            typed = _read(0)
+            keys_end = not typed
+        if takes:
+            with contextlib.suppress(BlockingIOError):
+                typed = typed[os.write(ours, typed) :]
 
 
-def _pass_on(source: int, target: int) -> bool:
-    """Pass on what can be read; False at its end."""
-    try:
-        data = os.read(source, _CHUNK)
-    except OSError:  # nobody has the other end any more
-        return False
-    view = memoryview(data)
+def _show(ours: int) -> bool:
+    """Show what was written; False where nobody has the other end any more."""
+    view = memoryview(_read(ours))
+    shown = bool(view)
     while view:
-        view = view[os.write(target, view) :]
-    return bool(data)
+        view = view[os.write(1, view) :]
+    return shown
+
+
+def _read(fd: int) -> bytes:
+    """What can be read; nothing at the end."""
+    try:
+        return os.read(fd, _CHUNK)
+    except OSError:
+        return b""

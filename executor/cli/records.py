@@ -11,7 +11,7 @@ import click
 
 from executor import machine
 from executor.cli import print_json, print_table
-from executor.cli.workflow import document
+from executor.cli.workflow import document, replay_line
 from executor.console import render_failure
 from executor.data.index import Summary, summaries
 from executor.data.pins import is_pinned
@@ -63,11 +63,14 @@ def show_command(run: str, as_json: bool) -> None:
         return
     runtime = f"{view.runtime}: {view.isolation}" if view.isolation else view.runtime
     click.echo(f"run {view.id} of {view.workflow} ({runtime}): {view.status}, {view.seconds:.1f} s")
+    if view.replays:
+        click.echo("once more: call {1} of run {0}".format(*view.replays.split()))
     rows = [_row(call) for call in view.calls.values()]
     print_table(rows, "call", "task", "status", "seconds", "cpu s", "peak MiB", "python", "key")
     root = view.root_call
     if root and root.error:
         click.echo(render_failure(root.error))
+        click.echo(f"  hint: `{replay_line(view, root.error)}` makes it once more, and stops where it fails")
     told = _links(root.error) if root and root.error else []
     for call in view.calls.values():
         if call.error and call.status == "failed" and call.id not in told and call is not root:

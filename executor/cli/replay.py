@@ -65,9 +65,7 @@ def replay_command(
     made = _request(view, view.calls[call], home, edit=edit)
     request = replace(made, runtime=runs.choose_runtime(runtime or view.runtime)[0], fresh=True)
     request = replace(request, isolation=machine.isolation(isolation), resumes=None if no_cache else view)
-    if mode == "shell":
-        return _sit_at(replace(request, terms=_patient(request.terms)), mode)
-    if mode == "pdb":
+    if mode:
         return _sit_at(replace(request, terms=_patient(request.terms)), mode)
     with ConsoleView(verbose=verbose) as console:
         ended = runs.run_workflow(request, console, console.progress)
@@ -112,7 +110,7 @@ def _request(view: RunView, call: CallView, home: Path, *, edit: bool) -> runs.R
         home=home,
         locks=locks,
         resumes=view,
-        replays=call,
+        replays=(view.id, call.id),
         terms=terms,
     )
 
@@ -152,6 +150,8 @@ def shell_command(environment: str, command: Sequence[str], runtime: str, text: 
     It is a container (or a process tree) as tasks of that environment have it: the project read-only, nothing else of this
     machine. What is written there is gone at the end.
     """
+    if text is not None and command:
+        raise UsageError("`-c` goes with no other command", why=f"`{command[0]}` is one already")
     root = find_root(Path.cwd().resolve())
     if environment not in spec_names(root):
         names = ", ".join(spec_names(root)) or "none"
@@ -166,7 +166,7 @@ def shell_command(environment: str, command: Sequence[str], runtime: str, text: 
         home=home,
         isolation=machine.isolation(None),
     )
-    return _sit_at(request, "command", ["/bin/sh", "-c", text] if text else command)
+    return _sit_at(request, "command", ["/bin/sh", "-c", text] if text is not None else command)
 
 
 def _only(environment: str, root: Path) -> Manifest:
@@ -183,7 +183,7 @@ def _only(environment: str, root: Path) -> Manifest:
 
 
 def _sit_at(request: runs.Request, mode: Mode, command: Sequence[str] = ()) -> int:
-    """Make a call that somebody sits at; its exit code."""
+    """Make a call that somebody sits at; its exit code, or that of how it ended where it never came to one."""
     runs.remove_dead(request.home)
     with lend() as lent, ConsoleView(verbose=False, quiet=not lent.controlling) as console:
         interaction = Interaction(mode=mode, command=tuple(command), files=lent.files, controlling=lent.controlling)
@@ -192,11 +192,13 @@ def _sit_at(request: runs.Request, mode: Mode, command: Sequence[str] = ()) -> i
     root = ended.root_call
     if ended.status == "succeeded" and root and root.preview and mode != "pdb":
         return int(root.preview["json"])
-    if mode == "pdb":
-        if ended.status == "succeeded":
-            click.echo("it raised nothing: there was nowhere to stop", err=True)
+    if mode == "pdb" and ended.status == "succeeded":
+        click.echo("it raised nothing: there was nowhere to stop", err=True)
         return 0
-    return report(ended, as_json=False)
+    if mode == "pdb" and root and root.history and root.history[-1].outcome == "raised":
+        return 0
+    code = report(ended, as_json=False)
+    return interrupted(ended.stopped_by) if ended.status == "cancelled" else code
 
 
 class _Seat:

@@ -27,6 +27,7 @@ from executor.worker import child, opaque, payload
 from executor.worker.protocol import Frame, close_all
 
 _OURS = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+_NOT_EXECUTABLE, _NOT_FOUND = 126, 127  # exit statuses, as of a shell
 _PLACE = "RUN_LOCAL_REPLAY"
 _PROGRAM = """\
 # Runs `{task}` with the inputs of call {call}, as its attempt did.
@@ -66,7 +67,12 @@ def run_command(config: dict[str, Any], frame: Frame) -> int | None:
         sys.stderr.write(f"`{frame.header['task']}` runs here with: python {program}\n")
         sys.stderr.write(f"its inputs are in {config['inputs']}\n")
     sys.stderr.flush()
-    done = subprocess.run(command, env=variables, pass_fds=lent, check=False)
+    try:
+        done = subprocess.run(command, env=variables, pass_fds=lent, check=False)
+    except OSError as exc:
+        sys.stderr.write(f"error: `{command[0]}` cannot be run\n  why: {exc.strerror}\n")
+        sys.stderr.flush()
+        return _NOT_FOUND if isinstance(exc, FileNotFoundError) else _NOT_EXECUTABLE
     return done.returncode if done.returncode >= 0 else 128 - done.returncode
 
 

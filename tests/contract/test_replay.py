@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 
+from executor.data.records import read_run
 from tests.harness import MakeProject, RunLocal
 
 PATIENCE_S = 60.0
@@ -39,6 +40,11 @@ FLOW = """
             raise ValueError(f"{n} is odd")
         print("halving", os.environ["MODE"])
         return n // 2
+
+
+    @leaf.task
+    def vanish(n: int) -> int:
+        os._exit(n)
 
 
     @leaf.task
@@ -86,11 +92,18 @@ def test_a_call_is_made_once_more(run_local: RunLocal, root: Path, runtime: str)
 
     again = run_local("replay", first["run"], "1.3", "--json", cwd=root)
     assert (again.code, again.document["error"]["message"]) == (1, "3 is odd")
+    made, recorded = read_run(run_local.home, again.document["run"]).root_call, read_run(run_local.home, first["run"])
+    assert made
+    assert (made.arguments or {})["n"] == (recorded.calls["1.3"].arguments or {})["n"]
 
     whole = run_local("replay", first["run"], "--json", cwd=root).document
     assert [each["status"] for each in whole["calls"]] == ["failed", "cached", "cached", "failed"]
     fresh = run_local("replay", first["run"], "--no-cache", "--json", cwd=root).document
     assert [each["status"] for each in fresh["calls"]] == ["failed", "succeeded", "succeeded", "failed"]
+
+    told = run_local("show", first["run"], cwd=root).stdout
+    assert f"`{first['replay']}`" in told
+    assert f"once more: call 1 of run {first['run']}" in run_local("show", "last", cwd=root).stdout
 
     (root / "flow.py").write_text(text.replace("if rest:", "if n > 100:"))
     edited = run_local("replay", first["run"], "1.3", "--edit", "--json", cwd=root)
@@ -101,6 +114,7 @@ def test_what_cannot_be_replayed_says_why(run_local: RunLocal, root: Path) -> No
     first = failed(run_local, root, "process")
     assert "has no call `9`" in run_local("replay", first["run"], "9", cwd=root).stderr
     assert "goes with neither" in run_local("replay", first["run"], "--pdb", "--json", cwd=root).stderr
+    assert "`-c` goes with no" in run_local("shell", "leaf", "-c", "true", "--", "false", cwd=root).stderr
     assert "there is no environment `stem`" in run_local("shell", "stem", cwd=root).stderr
 
 
@@ -122,6 +136,17 @@ class Seat:
 
     def type(self, text: str) -> None:
         os.write(self._ours, text.encode())
+
+    def type_what_fits(self, text: str) -> None:
+        """Type as much of it as our own terminal takes within a second; the rest is lost."""
+        os.set_blocking(self._ours, False)
+        left, deadline = text.encode(), time.monotonic() + 1.0
+        while left and time.monotonic() < deadline:
+            try:
+                left = left[os.write(self._ours, left) :]
+            except BlockingIOError:
+                time.sleep(0.02)
+        os.set_blocking(self._ours, True)
 
     def see(self, text: str) -> None:
         """Wait until something new is shown."""
@@ -178,6 +203,30 @@ def test_the_debugger_stops_where_a_task_fails(
     assert (done.code, "it raised nothing" in done.stderr) == (0, True)
 
 
+def test_the_debugger_hides_no_failure_that_it_cannot_stop_at(run_local: RunLocal, root: Path) -> None:
+    first = run_local("vanish", "--n", "3", "--runtime", "process", "--json", cwd=root).document
+    done = run_local("replay", first["run"], "--pdb", cwd=root)
+    assert (done.code, "process ended before the task returned (exit 3)" in done.stderr) == (1, True)
+
+
+def test_keys_that_nobody_reads_hold_up_nothing(sit: Callable[..., Seat]) -> None:
+    """More is typed than a terminal takes while a program is busy with other things."""
+    seat = sit("shell", "leaf", "--runtime", "process", "-c", "stty -echo raw; echo up; sleep 4; echo over; exit 5")
+    seat.see("up")
+    seat.type_what_fits("x" * 200_000)
+    seat.see("over")
+    assert seat.end() == 5
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_a_shell_with_its_exit_code(run_local: RunLocal, root: Path, number: signal.Signals) -> None:
+    with run_local.start("shell", "leaf", "--runtime", "process", "-c", "echo up; sleep 600", cwd=root) as process:
+        assert process.stdout
+        assert process.stdout.readline() == "up\n"
+        process.send_signal(number)
+        assert process.wait(PATIENCE_S) == 128 + number
+
+
 def test_a_shell_is_where_the_call_runs(
     run_local: RunLocal, root: Path, runtime: str, sit: Callable[..., Seat]
 ) -> None:
@@ -205,6 +254,8 @@ def test_a_shell_of_an_environment_takes_any_command(run_local: RunLocal, root: 
     code = "import flow, os; print(len(flow.__file__) > 0, os.getcwd() != '/'); raise SystemExit(7)"
     done = run_local("shell", "leaf", "--runtime", runtime, "--", "python", "-c", code, cwd=root)
     assert (done.code, done.stdout) == (7, "True True\n"), done.stderr
+    done = run_local("shell", "leaf", "--runtime", runtime, "--", "no-such-program", cwd=root)
+    assert (done.code, "`no-such-program` cannot be run" in done.stderr) == (127, True)
     done = run_local("shell", "leaf", "--runtime", runtime, "-c", "kill -9 $$", cwd=root)
     assert done.code == 137, done.stderr
     touch = "import flow, pathlib; pathlib.Path(flow.__file__).write_text('')"
