@@ -70,7 +70,8 @@ def show_command(run: str, as_json: bool) -> None:
     root = view.root_call
     if root and root.error:
         click.echo(render_failure(root.error))
-        click.echo(f"  hint: `{replay_line(view, root.error)}` makes it once more, and stops where it fails")
+        if line := replay_line(view, root.error):
+            click.echo(f"  hint: `{line}` makes it once more, and stops where it fails")
     told = _links(root.error) if root and root.error else []
     for call in view.calls.values():
         if call.error and call.status == "failed" and call.id not in told and call is not root:

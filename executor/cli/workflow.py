@@ -110,7 +110,8 @@ def report(view: RunView, as_json: bool) -> int:
             f"  hint: `run-local show {view.id}` tells more, `run-local logs {view.id}` what the tasks printed",
             err=True,
         )
-        click.echo(f"  hint: `{replay_line(view, call.error)}` makes it once more, and stops where it fails", err=True)
+        if line := replay_line(view, call.error):
+            click.echo(f"  hint: `{line}` makes it once more, and stops where it fails", err=True)
     if view.status in ("failed", "cancelled") and any(each.status == "succeeded" for each in view.calls.values()):
         click.echo(
             f"  hint: `run-local resume {view.id}` goes on with it: calls that succeeded are not made again", err=True
@@ -122,7 +123,9 @@ def report(view: RunView, as_json: bool) -> int:
 
 
 def replay_line(view: RunView, error: Mapping[str, Any]) -> str:
-    """The command that makes the call once more where a failure began."""
+    """The command that makes the call once more where a failure began; empty where that was no call of a workflow."""
+    if view.target.startswith(":"):  # a shell
+        return ""
     while error.get("cause"):
         error = error["cause"]
     return f"run-local replay {view.id} {error.get('call') or '1'} --pdb"
@@ -155,5 +158,5 @@ def document(view: RunView, result: Any) -> dict[str, Any]:
         ],
         "outputs": str(view.outputs),
         **({"error": error} if error else {}),
-        **({"replay": replay_line(view, error)} if error and "task" in error else {}),
+        **({"replay": line} if error and "task" in error and (line := replay_line(view, error)) else {}),
     }

@@ -258,6 +258,8 @@ def test_a_shell_of_an_environment_takes_any_command(run_local: RunLocal, root: 
     assert (done.code, "`no-such-program` cannot be run" in done.stderr) == (127, True)
     done = run_local("shell", "leaf", "--runtime", runtime, "-c", "kill -9 $$", cwd=root)
     assert done.code == 137, done.stderr
+    done = run_local("shell", "leaf", "--runtime", runtime, "-c", "kill -9 $PPID", cwd=root)
+    assert (done.code, "run-local replay" in done.stderr) == (1, False), done.stderr
     touch = "import flow, pathlib; pathlib.Path(flow.__file__).write_text('')"
     done = run_local("shell", "leaf", "--runtime", runtime, "--", "python", "-c", touch, cwd=root)
     assert "Read-only file system" in done.stderr
