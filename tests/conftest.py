@@ -44,6 +44,8 @@ WORKER = os.environ.get("PYTEST_XDIST_WORKER", "")
 BEFORE = pytest.StashKey[tuple[Leftovers, set[str], set[str]]]()
 TEST_HOME = os.environ.get("RUN_LOCAL_TEST_HOME", "")
 
+_numbers = itertools.count()
+
 #: How docker's own clients find the engine; everything else of theirs is kept from the tests.
 ENGINE_VARIABLES = frozenset({"DOCKER_HOST", "DOCKER_TLS_VERIFY", "DOCKER_CERT_PATH", "DOCKER_CONFIG"})
 
@@ -90,12 +92,12 @@ def lacking(what: str, why: str) -> NoReturn:
 
 
 @pytest.fixture(autouse=True)
-def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
     """No setting of the caller's reaches a test, and no test reaches the caller's own home."""
     for name in list(os.environ):
         if name.startswith(("RUN_LOCAL_", "DOCKER_")) and name not in ENGINE_VARIABLES:
             monkeypatch.delenv(name)
-    monkeypatch.setenv("RUN_LOCAL_HOME", str(tmp_path / "run-local-home"))
+    monkeypatch.setenv("RUN_LOCAL_HOME", str(tmp_path_factory.getbasetemp() / f"home-{next(_numbers)}"))
 
 
 @pytest.fixture(scope="session")
