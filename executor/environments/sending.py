@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -37,9 +38,10 @@ def _known(client: Any, digests: Sequence[str]) -> int:
     most = 0
     with dockerd.translated("the images cannot be looked at"):
         for listed in client.api.images(filters={"label": dockerd.LABEL}):
-            there = client.api.inspect_image(listed["Id"])["RootFS"].get("Layers") or []
-            same = next((n for n, (a, b) in enumerate(zip(there, digests, strict=False)) if a != b), None)
-            most = max(most, min(len(there), len(digests)) if same is None else same)
+            with contextlib.suppress(dockerd.ImageNotFound):  # somebody has just removed it
+                there = client.api.inspect_image(listed["Id"])["RootFS"].get("Layers") or []
+                same = next((n for n, (a, b) in enumerate(zip(there, digests, strict=False)) if a != b), None)
+                most = max(most, min(len(there), len(digests)) if same is None else same)
     return most
 
 

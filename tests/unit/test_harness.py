@@ -149,7 +149,9 @@ def test_a_session_that_leaves_something_fails(tmp_path: Path) -> None:
         "import subprocess\n"
         "def test_it(run_local):\n"
         "    variables = {**run_local.variables}\n"
-        "    subprocess.Popen(['sleep', '61'], env=variables, start_new_session=True)\n"
+        "    left = subprocess.Popen(['sleep', '61'], env=variables, start_new_session=True)\n"
+        "    while not open(f'/proc/{left.pid}/environ').read():\n"
+        "        pass  # the kernel shows it a moment after it has begun\n"
     )
     env = {
         **os.environ,

@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import tarfile
 from pathlib import Path
+from types import SimpleNamespace
 
+import docker
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from executor.environments import layers
+from executor.environments import layers, sending
 from executor.environments.layers import Part
 
 PREFIX = "/opt/env"
@@ -104,3 +106,16 @@ def test_another_python_or_prefix_makes_another_part() -> None:
         for prefix in ("/opt/env", "/opt/other")
     }
     assert len(keys) == 8
+
+
+def test_an_image_that_goes_while_it_is_looked_at_is_no_image() -> None:
+    """Another process may remove one after it was listed."""
+    layers_of = {"a": ["1", "2", "x"], "c": ["1", "y"]}
+
+    def inspect_image(image: str) -> dict[str, object]:
+        if image not in layers_of:
+            raise docker.errors.ImageNotFound("No such image")
+        return {"RootFS": {"Layers": layers_of[image]}}
+
+    api = SimpleNamespace(images=lambda filters: [{"Id": each} for each in "abc"], inspect_image=inspect_image)
+    assert sending._known(SimpleNamespace(api=api), ["1", "2", "3"]) == 2
