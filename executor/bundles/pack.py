@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from executor import dockerd
+from executor import dockerd, machine
 from executor.bundles.archive import write_bundle
 from executor.data.leases import scratch_folder
 from executor.data.records import RunView
 from executor.data.results import digests
 from executor.data.store import Store, ValueRef, read_value
 from executor.environments import find_spec
-from executor.environments.archives import Archive, archive_path, file_digest, local_path
+from executor.environments.archives import Archive, archive_path, missing
 from executor.environments.base import find_base
 from executor.environments.lock import read_lock
+from executor.environments.prefix import fetch
+from executor.environments.progress import Progress
 from executor.errors import UsageError
 from executor.restore import Restored, restore
 from executor.version import VERSION
@@ -25,12 +28,15 @@ from executor.version import VERSION
 MOST_VALUE_BYTES = 16 * 2**20
 
 
-def make_bundle(view: RunView, home: Path, target: Path, *, images: bool) -> tuple[str, dict[str, Any]]:
-    """Write a run to a file; answers with the digest of that, and what it is of.
+def make_bundle(
+    view: RunView, home: Path, target: Path, progress: Progress, *, images: bool
+) -> tuple[str, dict[str, Any]]:
+    """Write a run to a file; answers with the digest of that, and what it is of. Packages that are not here are fetched.
 
     images: take the images of its environments along, instead of the packages that they are made of
 
-    Raises `UsageError` where something of the run is gone, and `MachineError` where no engine answers that has its images.
+    Raises `BuildError` where a package cannot be had, `UsageError` where something of the run is gone, and `MachineError`
+    where no engine answers that has its images.
     """
     store = Store(home, home / "tmp")
     made = restore(view, home, store)
@@ -48,7 +54,7 @@ def make_bundle(view: RunView, home: Path, target: Path, *, images: bool) -> tup
             raise _gone(view, f"a value of it is not in the store any more: {digest}")
         members[f"store/{digest}"] = store.path(digest)
     if not images:
-        members.update(_packages(view, made, home))
+        members.update(_packages(view, made, home, progress))
     about = {"run": view.id, "workflow": view.workflow, "runtime": view.runtime, "version": VERSION, "host": view.host}
     (home / "tmp").mkdir(parents=True, exist_ok=True)
     with scratch_folder(home / "tmp") as scratch:
@@ -74,17 +80,16 @@ def _size(value: ValueRef) -> int:
     return value.size + sum(file.size + sum(entry.size for entry in file.tree or ()) for file in value.files)
 
 
-def _packages(view: RunView, made: Restored, home: Path) -> Iterator[tuple[str, Path]]:
+def _packages(view: RunView, made: Restored, home: Path, progress: Progress) -> Iterator[tuple[str, Path]]:
     """The archives of the locks, by the paths that they have in a bundle; each is what its lock says."""
-    for lock in made.locks.values():
-        for package in read_lock(lock).packages:
-            archive = Archive(name=package.name, url=package.url, sha256=package.sha256)
-            kept = archive_path(archive, home)
-            found = next((path for path in (kept, local_path(package.url)) if path and path.exists()), None)
-            if found is None or file_digest(found) != package.sha256:
-                why = f"the archive of `{package.name}` {package.version} is {'damaged' if found else 'not here any more'}"
-                raise _gone(view, why, f"`run-local {view.workflow}` brings it again; or take the images: `--images`")
-            yield f"packages/{archive.sha256}/{archive.file_name}", found
+    for name, path in made.locks.items():
+        lock = read_lock(path)
+        archives = [Archive(name=each.name, url=each.url, sha256=each.sha256) for each in lock.packages]
+        if machine.offline() and (away := missing(archives, home)):
+            told = f"the archive of `{away[0].name}` is not here, and nothing is fetched offline"
+            raise _gone(view, told, "leave `--offline` out, or take the images: `--images`")
+        fetch(lock, home=home, say=partial(progress, name))
+        yield from ((f"packages/{each.sha256}/{each.file_name}", archive_path(each, home)) for each in archives)
 
 
 def _save_images(view: RunView, made: Restored, home: Path, scratch: Path, *, environments: bool) -> dict[str, Path]:

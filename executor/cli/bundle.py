@@ -41,7 +41,8 @@ def bundle_command(run: str, output: Path | None, images: bool, as_json: bool) -
     if view.status == "running":
         raise UsageError(f"run {view.id} cannot be bundled", why="it goes on", hint="wait for its end")
     target = output or Path(f"{view.id}.rlb")
-    digest, about = make_bundle(view, home, target, images=images)
+    with usage.hold(home, usage.RECORDING), usage.hold(home, usage.MAKING), ConsoleView(verbose=False) as console:
+        digest, about = make_bundle(view, home, target, console.progress, images=images)
     size = target.stat().st_size
     if as_json:
         print_json(

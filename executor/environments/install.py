@@ -7,7 +7,7 @@ of a layer.
 
 Request, as JSON on stdin: packages (of the lock), folder (empty, on the file system of the cache), prefix (its final
 place), home, parts (sha256 of a package → key of the part to make of it; or null, where the folder is what is
-wanted). Answer and progress as in `solve`.
+wanted). Without a folder the archives are fetched, and that is all. Answer and progress as in `solve`.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Installer:
     """Carries out one request."""
 
     def __init__(self, request: Mapping[str, Any]) -> None:
-        self._folder, self._prefix = Path(request["folder"]), str(request["prefix"])
+        self._folder, self._prefix = Path(request["folder"] or ""), str(request["prefix"])
         self._home = Path(request["home"])
         self._parts: Mapping[str, str] | None = request["parts"]
         packages = request["packages"]
@@ -59,7 +59,7 @@ class Installer:
     def install(self) -> None:
         """Fill the folder, and make the parts that are asked for."""
         packages = [*self._conda, *self._pip]
-        files = self._fetch(packages)
+        files = self.fetch()
         _say("install", f"installing {_count(packages)}")
         self._unpack(files)
         damaged = self._damaged()
@@ -84,7 +84,9 @@ class Installer:
         """Python is, always: it is what the others are installed with."""
         return self._parts is None or package["name"] == "python" or package["sha256"] in self._parts
 
-    def _fetch(self, packages: list[Mapping[str, Any]]) -> dict[str, Path]:
+    def fetch(self) -> dict[str, Path]:
+        """Have the archives of the packages here, each as its lock says: URL → file."""
+        packages = [*self._conda, *self._pip]
         archives = [Archive(name=each["name"], url=each["url"], sha256=each["sha256"]) for each in packages]
         away = missing(archives, self._home)
         if away:
@@ -347,7 +349,12 @@ def _say(step: str, detail: str, done: float | None = None) -> None:
 def main() -> None:
     """Read the request, answer, and never end with a traceback."""
     try:
-        Installer(json.load(sys.stdin)).install()
+        request = json.load(sys.stdin)
+        installer = Installer(request)
+        if request["folder"] is None:
+            installer.fetch()
+        else:
+            installer.install()
         answer: dict[str, Any] = {"ok": {}}
     except RunLocalError as exc:
         answer = {"error": {"what": exc.what, "why": exc.why, "hint": exc.hint}}

@@ -12,6 +12,7 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from executor import machine
 from executor.data.leases import scratch_folder
@@ -86,17 +87,21 @@ def installed(
     with full_disk("an environment cannot be built"), scratch_folder(home / "tmp") as scratch:
         folder = scratch / "prefix"
         folder.mkdir()
-        request = {
-            "packages": [asdict(package) for package in lock.packages],
-            "folder": str(folder),
-            "prefix": prefix,
-            "home": str(home),
-            "parts": parts,
-        }
-        answer = ask_child("executor.environments.install", request, say)
-        if "error" in answer:
-            raise BuildError(**answer["error"])
+        _ask(lock, say, folder=str(folder), prefix=prefix, home=str(home), parts=parts)
         yield folder
+
+
+def fetch(lock: Lock, *, home: Path, say: Say) -> None:
+    """Have all archives of a lock in the cache, each as the lock says; raises `BuildError` where one cannot be had."""
+    with full_disk("packages cannot be fetched"):
+        _ask(lock, say, folder=None, prefix="", home=str(home), parts=None)
+
+
+def _ask(lock: Lock, say: Say, **request: Any) -> None:
+    packages = [asdict(package) for package in lock.packages]
+    answer = ask_child("executor.environments.install", {"packages": packages, **request}, say)
+    if "error" in answer:
+        raise BuildError(**answer["error"])
 
 
 def _list_files(folder: Path, target: Path) -> None:
