@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import shutil
+import tarfile
 import tempfile
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from executor.data.snapshot import take_snapshot
 from executor.data.store import Store
 from executor.environments.archives import Archive, archive_path
 from executor.errors import UsageError
+from executor.manifest import Manifest
 
 
 def put_in_place(bundle: Bundle, home: Path, folder: Path) -> RunView:
@@ -46,14 +49,52 @@ def put_in_place(bundle: Bundle, home: Path, folder: Path) -> RunView:
     return view
 
 
-def load_images(bundle: Bundle) -> None:
-    """Load the images of a bundle into the engine, as far as it has them not."""
-    references: list[str] = list(bundle.about.get("images", ()))
+def wants_of_this_machine(manifest: Manifest, view: RunView) -> list[str]:
+    """What of this machine the tasks of a run are to see besides what the bundle brings, a line each."""
+    task = manifest.tasks.get(view.workflow)
+    names = manifest.reachable(task.environment) if task else ()
+    entries = [manifest.environments[name] for name in names]
+    mounts = [f"`{each.name}` is shown `{mount.source}` of this machine" for each in entries for mount in each.mounts]
+    return mounts + [
+        f"`{each.name}` is told your secret `{secret.name}`" for each in entries for secret in each.secrets
+    ]
+
+
+def wants_of_the_engine(bundle: Bundle) -> list[str]:
+    """The images that a bundle brings and the engine has not, a line each."""
     with contextlib.closing(dockerd.connect()) as client:
-        for number, reference in enumerate(references):
-            if not dockerd.has_image(client, str(reference)):
-                with bundle.members[f"images/{number}.tar"].open("rb") as file:
+        return [
+            f"the engine is given the image `{reference}`, which environments of yours may come to stand on"
+            for reference, _ in _images(bundle)
+            if not dockerd.has_image(client, reference)
+        ]
+
+
+def load_images(bundle: Bundle) -> None:
+    """Load the images of a bundle into the engine, as far as it has them not; each under its own name only."""
+    with contextlib.closing(dockerd.connect()) as client:
+        for reference, archive in _images(bundle):
+            if not dockerd.has_image(client, reference):
+                _demand(_tags(archive) <= {reference}, f"the image `{reference}`")
+                with archive.open("rb") as file:
                     dockerd.load(client, iter(lambda: file.read(2**20), b""))
+
+
+def _images(bundle: Bundle) -> list[tuple[str, Path]]:
+    """Reference and archive of each image in a bundle."""
+    references = [str(each) for each in bundle.about.get("images", ())]
+    return [(each, bundle.members[f"images/{number}.tar"]) for number, each in enumerate(references)]
+
+
+def _tags(archive: Path) -> set[str]:
+    """The names that the engine would give to what it loads from an archive."""
+    try:
+        with tarfile.open(archive, mode="r:") as tar:
+            listed = tar.extractfile("manifest.json")
+            documents = json.load(listed) if listed else []
+            return {str(tag) for each in documents for tag in each.get("RepoTags") or ()}
+    except (tarfile.TarError, ValueError, KeyError, TypeError, AttributeError, OSError) as exc:
+        raise UsageError("the bundle is refused", why=f"an image in it cannot be read: {exc}") from exc
 
 
 def _record(bundle: Bundle, folder: Path) -> RunView:

@@ -11,7 +11,7 @@ from executor import machine, runs
 from executor.bundles.archive import unpacked
 from executor.bundles.compare import Comparison, compare_runs
 from executor.bundles.pack import make_bundle
-from executor.bundles.unpack import load_images, put_in_place
+from executor.bundles.unpack import load_images, put_in_place, wants_of_the_engine, wants_of_this_machine
 from executor.cli import interrupted, print_json, print_table
 from executor.console import ConsoleView, render_failure
 from executor.data.leases import scratch_folder
@@ -19,7 +19,7 @@ from executor.data.records import read_run
 from executor.data.store import Store, open_value, read_value
 from executor.environments import usage
 from executor.errors import UsageError
-from executor.restore import restore
+from executor.restore import Restored, restore
 
 if TYPE_CHECKING:
     from executor.data.records import RunView
@@ -61,9 +61,12 @@ def bundle_command(run: str, output: Path | None, images: bool, as_json: bool) -
 @click.option(
     "--isolation", type=click.Choice(machine.ISOLATIONS), help="Refuse processes that are not isolated fully."
 )
+@click.option("--trust", is_flag=True, help="Give it the mounts and secrets that it wants, and the engine its images.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 @click.option("-v", "--verbose", is_flag=True, help="Show what the tasks print.")
-def reproduce_command(bundle: Path, runtime: str | None, isolation: str | None, as_json: bool, verbose: bool) -> int:
+def reproduce_command(
+    bundle: Path, runtime: str | None, isolation: str | None, trust: bool, as_json: bool, verbose: bool
+) -> int:
     """Make the run in BUNDLE again, and compare what each of its calls came to with what the bundle says.
 
     Every byte of it is checked first. Nothing is taken from the cache, and nothing is fetched. The exit code is 0 where
@@ -73,19 +76,27 @@ def reproduce_command(bundle: Path, runtime: str | None, isolation: str | None, 
     runs.remove_dead(home)
     isolation = machine.isolation(isolation)
     with usage.hold(home, usage.RECORDING):  # no record names yet what comes into the store
-        return _reproduce(bundle, home, runtime, isolation, as_json=as_json, verbose=verbose)
+        return _reproduce(bundle, home, runtime, isolation, trust=trust, as_json=as_json, verbose=verbose)
 
 
-def _reproduce(bundle: Path, home: Path, runtime: str | None, isolation: str, *, as_json: bool, verbose: bool) -> int:
+def _reproduce(
+    bundle: Path, home: Path, runtime: str | None, isolation: str, *, trust: bool, as_json: bool, verbose: bool
+) -> int:
     (home / "tmp").mkdir(parents=True, exist_ok=True)
+    store = Store(home, home / "tmp")
     with unpacked(bundle, home / "tmp") as read, scratch_folder(home / "tmp") as scratch:
         chosen, note = runs.choose_runtime(runtime or str(read.about.get("runtime", "auto")))
         expected = put_in_place(read, home, scratch)
+        made = restore(expected, home, store)
+        wanted = wants_of_this_machine(made.manifest, expected)
+        wanted += wants_of_the_engine(read) if chosen == "docker" else []
+        if wanted and not trust:
+            hint = "look at what it does, and who made it; `--trust` gives it that"
+            raise UsageError("the bundle wants what is yours", why="\n".join(wanted), hint=hint)
         if chosen == "docker":
             load_images(read)
         digest = read.digest
-    store = Store(home, home / "tmp")
-    found = _run(expected, home, store, chosen, isolation=isolation, verbose=verbose, note=note)
+    found = _run(expected, made, home, store, chosen, isolation=isolation, verbose=verbose, note=note)
     if found.status == "cancelled":
         return interrupted(found.stopped_by)
     compared = compare_runs(expected, found, store)
@@ -98,23 +109,32 @@ def _reproduce(bundle: Path, home: Path, runtime: str | None, isolation: str, *,
 
 
 def _run(
-    expected: RunView, home: Path, store: Store, chosen: runs.RuntimeName, *, isolation: str, verbose: bool, note: str
+    expected: RunView,
+    made: Restored,
+    home: Path,
+    store: Store,
+    chosen: runs.RuntimeName,
+    *,
+    isolation: str,
+    verbose: bool,
+    note: str,
 ) -> RunView:
     """The run, made again."""
-    made = restore(expected, home, store)
     call = expected.root_call
-    assert call
-    assert call.inputs
     task = made.manifest.tasks.get(expected.workflow)
-    if task is None:
-        raise UsageError("the bundle is refused", why=f"its source has no task `{expected.workflow}`")
+    if task is None or call is None or call.inputs is None:
+        raise UsageError("the bundle is refused", why=f"it has no call of `{expected.workflow}` with its inputs")
+    try:
+        inputs = open_value(store, read_value(call.inputs))
+    except (OSError, KeyError, TypeError, ValueError) as exc:
+        raise UsageError("the bundle is refused", why=f"its inputs cannot be read: {exc!r}") from exc
     with ConsoleView(verbose=verbose) as view:
         if note:
             view.say(note, "yellow")
         request = runs.Request(
             manifest=made.manifest,
             task=task,
-            inputs=open_value(store, read_value(call.inputs)),
+            inputs=inputs,
             arguments=call.arguments,
             runtime=chosen,
             home=home,

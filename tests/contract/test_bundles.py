@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import tempfile
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -126,6 +128,47 @@ def test_what_cannot_be_bundled_or_taken_says_why(run_local: RunLocal, project: 
     assert "it was damaged" in done.stderr
     assert not (other.home / "runs").exists()
     assert not list((other.home / "tmp").iterdir())
+
+
+@pytest.fixture
+def data() -> Iterator[Path]:
+    """Data of this machine, outside of /tmp, which is a task's own."""
+    folder = Path(tempfile.mkdtemp(prefix="rl-bundles-", dir="/var/tmp"))
+    folder.chmod(0o755)
+    (folder / "table").write_text("mine")
+    yield folder
+    shutil.rmtree(folder)
+
+
+def test_a_bundle_gets_nothing_of_yours_unasked(
+    run_local: RunLocal, project: MakeProject, data: Path, tmp_path: Path
+) -> None:
+    """What it wants is listed, and nothing runs; `--trust` gives it that."""
+    flow = f"""
+        import os
+        import pathlib
+
+        from executor import Mount, TaskEnvironment
+
+        leaf = TaskEnvironment("leaf", mounts=[Mount("{data}")], secrets=["bundle-token"])
+
+
+        @leaf.task
+        def look() -> str:
+            return pathlib.Path("{data}/table").read_text() + os.environ["BUNDLE_TOKEN"]
+    """
+    root = project({"flow.py": flow}, {"leaf": ["python"]})
+    secret = {"BUNDLE_TOKEN": "s3cr3t-of-mine"}
+    first = run_local("look", "--runtime", "process", "--json", cwd=root, env=secret)
+    assert first.code == 0, first.stderr
+    run_local("bundle", first.document["run"], "-o", tmp_path / "it.rlb", cwd=root)
+    env = {"RUN_LOCAL_HOME": str(tmp_path / "home"), **secret}
+    done = run_local("reproduce", tmp_path / "it.rlb", cwd=tmp_path, env=env)
+    assert done.code == 2
+    assert f"`leaf` is shown `{data}` of this machine" in done.stderr
+    assert "`leaf` is told your secret `bundle-token`" in done.stderr
+    assert not (tmp_path / "home" / "runs").exists()
+    assert run_local("reproduce", tmp_path / "it.rlb", "--trust", cwd=tmp_path, env=env).code == 0
 
 
 @pytest.mark.parametrize("runtime", ["docker"], indirect=True)

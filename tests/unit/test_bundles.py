@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from executor.bundles import archive
+from executor.bundles import archive, unpack
 from executor.bundles.archive import read_bundle, unpacked, write_bundle
 from executor.bundles.compare import compare_values
 from executor.data.parsed import Array, parse_value
@@ -159,6 +159,19 @@ def test_what_is_there_stays_where_writing_fails(tmp_path: Path) -> None:
         write_bundle(tmp_path / "no" / "folder.rlb", {}, {})
     assert source.read_bytes() == before
     assert list(tmp_path.iterdir()) == [source]
+
+
+def test_an_image_gets_no_name_but_its_own(tmp_path: Path) -> None:
+    """An archive may say any: which of them the engine would take over is looked at first."""
+    content = json.dumps([{"RepoTags": ["debian:bookworm", "run-local/base:x"]}, {"RepoTags": None}]).encode()
+    with tarfile.open(tmp_path / "0.tar", "w") as tar:
+        member = tarfile.TarInfo("manifest.json")
+        member.size = len(content)
+        tar.addfile(member, io.BytesIO(content))
+    assert unpack._tags(tmp_path / "0.tar") == {"debian:bookworm", "run-local/base:x"}
+    (tmp_path / "1.tar").write_bytes(b"no tar")
+    with pytest.raises(UsageError, match="is refused"):
+        unpack._tags(tmp_path / "1.tar")
 
 
 # -- values ------------------------------------------------------------------------------------------------------------
