@@ -330,7 +330,7 @@ def _ask(
             "answer": answer.fileno(),
             "patience_s": patience_s,
         }
-        child = machine.spawn(
+        with machine.child(
             [sys.executable, "-c", _START, json.dumps(request), _OURS],
             cwd=root,
             env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
@@ -339,8 +339,8 @@ def _ask(
             stderr=printed,
             pass_fds=[answer.fileno()],
             start_new_session=True,
-        )
-        status = _wait(child, patience_s, file, meanwhile)
+        ) as child:
+            status = _wait(child, patience_s, file, meanwhile)
         answer.seek(0)
         printed.seek(0)
         return _take_answer(answer.read(), printed.read(), status, file)

@@ -10,9 +10,11 @@ import platform
 import re
 import signal
 import subprocess
+import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import FrameType
 from typing import Any, TypeVar
 
 from executor.errors import MachineError, UsageError
@@ -185,17 +187,55 @@ def end_children() -> None:
             process.kill()
 
 
+@contextlib.contextmanager
+def child(argv: Sequence[str], **options: Any) -> Iterator[subprocess.Popen[Any]]:
+    """A process of `spawn` that lives no longer than the block; its pipes are closed with it, however the block ends."""
+    process = None
+    try:
+        with _signals_held():
+            process = spawn(argv, **options)
+        yield process
+    finally:
+        if process is not None:
+            process.kill()
+            process.wait()
+            for pipe in (process.stdin, process.stdout, process.stderr):
+                with contextlib.suppress(BrokenPipeError):  # what it did not read
+                    if pipe:
+                        pipe.close()
+
+
+@contextlib.contextmanager
+def _signals_held() -> Iterator[None]:
+    """Let no Ctrl-C or SIGTERM interrupt what the main thread does in the block; one that comes is handled after it.
+
+    `Popen` can be interrupted between the start of a process and its own return, and nobody has that process then.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[tuple[int, FrameType | None]] = []
+    before: dict[int, Callable[[int, FrameType | None], object]] = {}
+    try:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            handler = signal.getsignal(number)
+            if callable(handler):
+                before[number] = handler
+                signal.signal(number, lambda *signaled: came.append(signaled))
+        yield
+    finally:
+        for held, handler in reversed(before.items()):  # SIGINT last, since its handler raises
+            signal.signal(held, handler)
+    for held, frame in came:
+        before[held](held, frame)
+
+
 def run(argv: Sequence[str], **options: Any) -> subprocess.CompletedProcess[str]:
     """Run a process to its end and capture what it prints, as text; it does not survive us, or an interrupt."""
     given = options.pop("input", None)
     stdin = subprocess.DEVNULL if given is None else subprocess.PIPE
-    with spawn(argv, stdin=stdin, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options) as process:
-        try:
-            stdout, stderr = process.communicate(given)
-        except BaseException:
-            process.kill()
-            process.wait()
-            raise
+    with child(argv, stdin=stdin, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options) as process:
+        stdout, stderr = process.communicate(given)
     return subprocess.CompletedProcess(argv, process.returncode, stdout, stderr)
 
 

@@ -276,7 +276,8 @@ def _is_for_children(variable: str) -> bool:
 
 
 def _ask(module: str, request: dict[str, Any], say: Say, variables: dict[str, str]) -> dict[str, Any]:
-    process = machine.spawn(
+    heard: list[str] = []
+    with machine.child(
         [sys.executable, "-c", _START, module],
         env=variables,
         stdin=subprocess.PIPE,
@@ -284,28 +285,23 @@ def _ask(module: str, request: dict[str, Any], say: Say, variables: dict[str, st
         stderr=subprocess.PIPE,
         encoding="utf-8",
         errors="replace",
-    )
-    heard: list[str] = []
-    listener = threading.Thread(target=_hear, args=(process.stderr, say, heard), daemon=True)
-    listener.start()
-    try:
-        assert process.stdin
-        assert process.stdout
-        with contextlib.suppress(BrokenPipeError):  # it has ended already, and what it left says why
-            process.stdin.write(json.dumps(request))
-            process.stdin.close()
-        text = process.stdout.read()
-        process.wait()
-    except BaseException:
-        process.kill()
-        process.wait()
-        raise
-    finally:
-        listener.join(5)
-        for pipe in (process.stdin, process.stdout, process.stderr):
-            with contextlib.suppress(BrokenPipeError):  # what it did not read
-                if pipe:
-                    pipe.close()
+    ) as process:
+        listener = threading.Thread(target=_hear, args=(process.stderr, say, heard), daemon=True)
+        try:
+            listener.start()
+            assert process.stdin
+            assert process.stdout
+            with contextlib.suppress(BrokenPipeError):  # it has ended already, and what it left says why
+                process.stdin.write(json.dumps(request))
+                process.stdin.close()
+            text = process.stdout.read()
+            process.wait()
+        except BaseException:
+            process.kill()
+            raise
+        finally:
+            if listener.is_alive():
+                listener.join(5)
     try:
         answer: dict[str, Any] = json.loads(text)
     except ValueError:

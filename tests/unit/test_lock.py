@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 import sys
 import textwrap
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -191,8 +193,10 @@ def test_an_interrupt_ends_the_child(tmp_path: Path, child: Child) -> None:
     """Ctrl-C while it works kills it and removes its scratch folder."""
     module = child(
         """
-        import os, pathlib, signal, sys, time
+        import os, signal, sys, time
+        sys.stdin.read()
         print(f'»["lock", "{os.getpid()}", null]', file=sys.stderr, flush=True)
+        time.sleep(0.2)  # until it waits for us
         os.kill(os.getppid(), signal.SIGINT)
         time.sleep(60)
         """
@@ -201,6 +205,25 @@ def test_an_interrupt_ends_the_child(tmp_path: Path, child: Child) -> None:
     with pytest.raises(KeyboardInterrupt):
         ask(tmp_path, module, said)
     assert not Path("/proc", said[0].split()[1]).exists()
+    assert not list((tmp_path / "tmp").iterdir())
+
+
+def test_an_interrupt_ends_a_child_that_just_began(
+    tmp_path: Path, child: Child, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also before anybody waits for it."""
+    start = threading.Thread.start
+
+    def interrupted(thread: threading.Thread) -> None:
+        start(thread)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    module = child("import time; time.sleep(60)")
+    monkeypatch.setattr(threading.Thread, "start", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        ask(tmp_path, module)
+    gc.collect()
+    assert not Path(f"/proc/self/task/{os.getpid()}/children").read_text()
     assert not list((tmp_path / "tmp").iterdir())
 
 
@@ -230,7 +253,7 @@ def test_a_child_is_not_misled_by_where_the_user_is(
 
 def test_an_interrupt_ends_a_program_that_is_run() -> None:
     """And leaves no pipe to it open, which would be a warning, and here an error."""
-    code = "import os, signal, time; print(os.getpid()); os.kill(os.getppid(), signal.SIGINT); time.sleep(60)"
+    code = "import os, signal, time; time.sleep(0.2); os.kill(os.getppid(), signal.SIGINT); time.sleep(60)"
     with pytest.raises(KeyboardInterrupt):
         machine.run([sys.executable, "-I", "-c", code])
     gc.collect()

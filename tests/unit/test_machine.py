@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import os
+import signal
+import subprocess
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -24,6 +28,37 @@ def test_a_child_is_not_held_up_by_a_file_that_another_thread_is_writing_to() ->
         threading.Thread(target=_drain, args=(reader,)).start()
         writing.join()
         file.close()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_a_child_is_started_leaves_none(
+    monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest, number: signal.Signals
+) -> None:
+    """It is handled, once, when there is somebody to end the child; its pipes are closed, or this warns."""
+
+    def terminate(*_: object) -> None:
+        raise KeyboardInterrupt(number.name)
+
+    before = signal.signal(number, terminate)
+    request.addfinalizer(lambda: signal.signal(number, before))
+    spawn, started = machine.spawn, list[int]()
+
+    def interrupted(argv: Sequence[str], **options: object) -> subprocess.Popen[bytes]:
+        process = spawn(argv, **options)
+        os.kill(os.getpid(), number)
+        started.append(process.pid)
+        return process
+
+    monkeypatch.setattr(machine, "spawn", interrupted)
+    with (
+        pytest.raises(KeyboardInterrupt, match=number.name),
+        machine.child(["sleep", "60"], stdin=subprocess.PIPE, stdout=subprocess.PIPE),
+    ):
+        pytest.fail("nobody was told")
+    gc.collect()
+    assert len(started) == 1
+    assert not Path(f"/proc/{started[0]}").exists()
+    assert signal.getsignal(number) is terminate
 
 
 def _drain(reader: int) -> None:
