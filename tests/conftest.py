@@ -12,6 +12,7 @@ import fcntl
 import itertools
 import os
 import shutil
+import signal
 import sys
 import tempfile
 import uuid
@@ -48,6 +49,13 @@ _numbers = itertools.count()
 
 #: How docker's own clients find the engine; everything else of theirs is kept from the tests.
 ENGINE_VARIABLES = frozenset({"DOCKER_HOST", "DOCKER_TLS_VERIFY", "DOCKER_CERT_PATH", "DOCKER_CONFIG"})
+
+
+def pytest_configure() -> None:
+    """Take the signals back that a shell without job control ignores for what it starts with `&`, as many a CI does."""
+    for number, handler in (signal.SIGINT, signal.default_int_handler), (signal.SIGQUIT, signal.SIG_DFL):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
