@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import functools
 import hashlib
 import json
 import math
@@ -58,14 +59,8 @@ def write_page(view: RunView, home: Path, target: Path | None = None) -> Path:
     return target
 
 
-def render_page(view: RunView, home: Path, *, beside: Path | None = None, now: float | None = None) -> str:
-    """The page of a run as a text.
-
-    beside: the folder that it will lie in, from where its links to the run's outputs lead
-    now:    seconds since the epoch; what still runs has run until then
-    """
-    document = describe_run(view, home, now=time.time() if now is None else now)
-    style, script = _read("report.css"), _read("report.js")
+@functools.cache
+def _template() -> jinja2.Template:
     templates = jinja2.Environment(
         autoescape=True,
         undefined=jinja2.StrictUndefined,
@@ -74,8 +69,19 @@ def render_page(view: RunView, home: Path, *, beside: Path | None = None, now: f
         finalize=lambda value: visible(value) if type(value) is str else value,
     )
     templates.filters.update(seconds=render_seconds, bytes=render_bytes, time=render_time, printed=printed)
+    return templates.from_string(_read("report.html"))
+
+
+def render_page(view: RunView, home: Path, *, beside: Path | None = None, now: float | None = None) -> str:
+    """The page of a run as a text.
+
+    beside: the folder that it will lie in, from where its links to the run's outputs lead
+    now:    seconds since the epoch; what still runs has run until then
+    """
+    document = describe_run(view, home, now=time.time() if now is None else now)
+    style, script = _read("report.css"), _read("report.js")
     outputs = os.path.relpath(view.outputs, beside) if beside else str(view.outputs)
-    return templates.from_string(_read("report.html")).render(
+    return _template().render(
         **document.shown,
         outputs=outputs,
         style=style,
