@@ -41,6 +41,7 @@ from executor.events import (
     Fact,
     InputsCommitted,
     LogWritten,
+    MemoryMeasured,
     Outcome,
     ReportWritten,
     RetryDue,
@@ -609,6 +610,8 @@ class Engine:
         elif kind == "REPORT":
             text, replaces = body.decode(errors="replace"), bool(header["replace"])
             self._listen(ReportWritten(call=name, tab=str(header["tab"])[:_LONGEST_TAB], html=text, replace=replaces))
+        elif kind == "MEMORY":
+            self._listen(MemoryMeasured(call=name, used_bytes=_checked_bytes(header["used_bytes"])))
         elif kind == "CANCEL":
             self._abandon(call, header["id"])
         elif kind == "ERROR":
@@ -793,6 +796,12 @@ def _checked_arguments(told: Any) -> dict[str, Any] | None:
 
 def _checked_preview(told: dict[str, Any]) -> dict[str, Any]:
     return {"json": told["json"]} if "json" in told else {"text": str(told["text"])}
+
+
+def _checked_bytes(size: Any) -> int:
+    if not 0 <= int(size) < 2**60:
+        raise ValueError(size)
+    return int(size)
 
 
 def _checked_verdict(header: dict[str, Any]) -> dict[str, Any]:

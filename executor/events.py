@@ -166,6 +166,14 @@ class LogWritten:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryMeasured:
+    """How much memory the attempt of a call uses now; told every few seconds, and not recorded."""
+
+    call: str
+    used_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ReportWritten:
     """A task logged HTML for people (see `executor.report`); `replace`: instead of what the tab had."""
 
@@ -266,6 +274,7 @@ Fact = (
     | InputsCommitted
     | AttemptStarted
     | LogWritten
+    | MemoryMeasured
     | ReportWritten
     | AttemptEnded
     | AttemptDeferred

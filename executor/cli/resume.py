@@ -37,7 +37,11 @@ def resume_command(name: str, runtime: str | None, isolation: str | None, as_jso
         why = "it goes on in another process" if view.status == "running" else "it succeeded"
         raise UsageError(f"run {view.id} cannot be resumed", why=why)
     if not view.target:
-        raise UsageError(f"run {view.id} cannot be resumed", why="its record does not say what was run")
+        raise UsageError(
+            f"run {view.id} cannot be resumed",
+            why="its record does not say what was run" if view.calls else "it ended before it had begun",
+            hint="run its workflow again" + ("" if view.calls else ": nothing of it was done"),
+        )
     inputs = _inputs(view, Store(home, home / "tmp"))
     if not Path(view.root).is_dir():
         raise ProjectError(

@@ -23,6 +23,7 @@ from executor.events import (
     CallWaiting,
     EnvironmentReady,
     Fact,
+    MemoryMeasured,
 )
 
 _MOST_FAILED = 100
@@ -43,6 +44,8 @@ class _Call:
     reason: str = ""
     attempt: int = 1
     gpus: tuple[str, ...] = ()
+    used_bytes: int = 0  # of memory, where that is known
+    limit_bytes: int | None = None
     inner: int = 0  # calls of its own that have not ended
 
 
@@ -94,7 +97,10 @@ class CallTree:
             case AttemptStarted() if fact.call in self._calls:
                 call = self._calls[fact.call]
                 call.attempt, call.gpus, call.since = fact.attempt, fact.gpus, self._clock()
+                call.used_bytes, call.limit_bytes = 0, fact.memory_bytes
                 self._move(call, "running")
+            case MemoryMeasured() if fact.call in self._calls:
+                self._calls[fact.call].used_bytes = fact.used_bytes
             case AttemptEnded() if fact.call in self._calls:
                 self._attempt_ended(self._calls[fact.call], fact)
             case AttemptDeferred() if fact.call in self._calls:
@@ -204,6 +210,8 @@ class CallTree:
         calls.sort(key=lambda call: call.inner > 0)
         for call in calls[: max(most, 0)]:
             row = Text(f"    ▶ {call.name} {_short(call.task)}  {_duration(self._clock() - call.since)}")
+            if call.used_bytes:
+                row.append(f"  {_memory(call.used_bytes, call.limit_bytes)}", "dim")
             if call.attempt > 1:
                 row.append(f"  attempt {call.attempt}", "yellow")
             if call.gpus:
@@ -244,6 +252,12 @@ def _short(task: str) -> str:
 
 def _one_line(text: str) -> str:
     return "".join(char if char.isprintable() else " " for char in text.partition("\n")[0])
+
+
+def _memory(used: int, limit: int | None) -> str:
+    unit, size = ("GiB", 2**30) if max(used, limit or 0) >= 2**30 else ("MiB", 2**20)
+    of = f" of {limit / size:.3g}" if limit else ""
+    return f"{used / size:.1f}{of} {unit}"
 
 
 def _duration(seconds: float) -> str:

@@ -23,7 +23,7 @@ from executor.data import leases
 from executor.data.reports import Reports, call_name
 from executor.data.store import full_disk
 from executor.errors import UsageError
-from executor.events import JOURNAL, AttemptStarted, Fact, LogWritten, ReportWritten
+from executor.events import JOURNAL, AttemptStarted, Fact, LogWritten, MemoryMeasured, ReportWritten
 from executor.scheduling.ranks import Recorded
 from executor.version import VERSION
 
@@ -57,6 +57,8 @@ class Record:
                 attempt = self._attempts.get(fact.call, 1)
                 self._reports.write(fact.call, attempt, fact.tab, fact.html, replace=fact.replace)
                 return
+            if isinstance(fact, MemoryMeasured):
+                return  # of use only while it goes on
             if isinstance(fact, AttemptStarted) and fact.attempt > 1:
                 self._attempts[fact.call] = fact.attempt
             self._now = max(self._now, round(self._clock(), 3))

@@ -44,6 +44,9 @@ from executor.worker.zygote import Zygote
 _CHUNK = 64 * 2**10
 _LONGEST_REASON = 2000
 _LONGEST_WAIT_S = 3600.0  # the kernel counts milliseconds in 32 bits
+_MEASURED_EVERY_S = 2.0
+_WORTH_TELLING = 2**20
+_MEASURING_SHARE = 0.01  # of the time, at most: the pages of many gigabytes take long to count
 
 
 class _Attempt:
@@ -62,6 +65,8 @@ class _Attempt:
         self.reported = ""
         self.status: int | None = None
         self.usage: Any = None
+        self.measured = 0
+        self.measure_at = time.monotonic() + _MEASURED_EVERY_S
         self.counted = groups.counts()
 
 
@@ -121,6 +126,8 @@ class Agent:
         deadline = self._deadline()
         if deadline is not None and time.monotonic() >= deadline:
             self._kill("timeout")
+        if self._attempt and self._attempt.status is None and time.monotonic() >= self._attempt.measure_at:
+            self._measure(self._attempt)
         if self._attempt and self._attempt.status is not None:
             self._end(self._attempt)
 
@@ -139,14 +146,28 @@ class Agent:
         }
 
     def _patience(self) -> float | None:
-        deadline = self._deadline()
-        return None if deadline is None else min(max(0.0, deadline - time.monotonic()), _LONGEST_WAIT_S)
+        due = [self._deadline(), self._attempt.measure_at if self._attempt else None]
+        first = min((when for when in due if when is not None), default=None)
+        return None if first is None else min(max(0.0, first - time.monotonic()), _LONGEST_WAIT_S)
 
     def _deadline(self) -> float | None:
         """When the attempt, or what it waits for, has had its time."""
         if self._waiting:
             return self._ready_by
         return self._attempt.deadline if self._attempt else None
+
+    def _measure(self, attempt: _Attempt) -> None:
+        """Tell how much memory is in use, if that has changed: of the container, or without one, of all our processes."""
+        began = time.monotonic()
+        if self._config["isolation"] == "container":
+            used = groups.memory_used()
+        else:
+            used = kernel.memory_of(kernel.descendants(os.getpid()))
+        now = time.monotonic()
+        attempt.measure_at = now + max(_MEASURED_EVERY_S, (now - began) / _MEASURING_SHARE)
+        if abs(used - attempt.measured) >= _WORTH_TELLING:
+            attempt.measured = used
+            self._say({"kind": "MEMORY", "used_bytes": used})
 
     def _take(self, source: Any) -> None:
         if source is self._host:

@@ -43,17 +43,20 @@ def counts() -> Counts:
 
 
 def memory_use() -> tuple[int, int]:
-    """The memory limit of our group and what is used of it and cannot be dropped, in bytes; (0, 0) without a limit."""
+    """The memory limit of our group and what is used of it (`memory_used`), in bytes; (0, 0) without a limit."""
+    limit = _least([_own("memory")], "memory.limit_in_bytes", "memory.max")
+    return (0, 0) if limit is None else (limit, memory_used())
+
+
+def memory_used() -> int:
+    """What our group uses of memory and cannot be dropped, in bytes: the pages of files can."""
     group = _own("memory")
-    limit = _least([group], "memory.limit_in_bytes", "memory.max")
-    if limit is None:
-        return 0, 0
     lines = dict(line.split() for line in kernel.read(f"{group}/memory.stat").splitlines())
     of_files = (
         ("total_inactive_file", "total_active_file") if "total_cache" in lines else ("inactive_file", "active_file")
     )
     used = kernel.read(f"{group}/memory.usage_in_bytes") or kernel.read(f"{group}/memory.current") or "0"
-    return limit, int(used) - sum(int(lines.get(name, 0)) for name in of_files)
+    return int(used) - sum(int(lines.get(name, 0)) for name in of_files)
 
 
 def limits(process: str = "/proc/self") -> dict[str, Any]:

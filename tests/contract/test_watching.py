@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import pty
 import re
+import signal
 import struct
 import subprocess
 import sys
 import termios
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pyte
@@ -60,27 +63,13 @@ def root(project: MakeProject) -> Path:
 def test_on_a_terminal_the_tree_stays_whole(run_local: RunLocal, root: Path) -> None:
     """It stands below the lines that tasks write, each of which is whole, and nothing of it is left at the end."""
     screen = pyte.HistoryScreen(COLUMNS, LINES, history=10_000, ratio=0.001)
-    stream = pyte.ByteStream(screen)
-    ours, theirs = pty.openpty()
-    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", LINES, COLUMNS, 0, 0))
-    command = [str(Path(sys.executable).with_name("run-local")), "several", "--runtime", "process", "-v"]
-    variables = {**run_local.variables, "RUN_LOCAL_HOME": str(run_local.home), "TERM": "xterm-256color"}
-    for name in ("COLUMNS", "LINES"):  # of the terminal that the tests run in
-        variables.pop(name, None)
-    started = subprocess.Popen(command, cwd=root, env=variables, stdin=theirs, stdout=theirs, stderr=theirs)
-    os.close(theirs)
     seen: set[str] = set()
-    try:
-        while data := _read(ours):
-            stream.feed(data)
+    with _on_terminal(run_local, root, screen, "several", "--runtime", "process", "-v") as (started, frames):
+        for _ in frames:
             tops = [line for line in screen.display if re.match(r"\d+ (running|waiting)", line)]
             assert len(tops) <= 1, screen.display
             seen |= {line.strip() for line in screen.display}
         assert started.wait(60) == 0
-    finally:
-        started.kill()
-        started.wait()
-        os.close(ours)
     assert any(re.match(r"■ leaf .*running", line) for line in seen), seen
     assert any(re.match(r"▶ 1 several .* waits for \d call", line) for line in seen), seen
     rows = [*screen.history.top, *(screen.buffer[line] for line in range(LINES))]
@@ -92,6 +81,67 @@ def test_on_a_terminal_the_tree_stays_whole(run_local: RunLocal, root: Path) -> 
     assert "work │ half a line and its end" in text
     assert "■" not in text
     assert not re.search(r"^\d+ running", text, re.MULTILINE)
+
+
+def test_a_terminal_shows_how_much_memory_a_call_uses(run_local: RunLocal, project: MakeProject, runtime: str) -> None:
+    """While it runs: what its process holds, and what a process of that holds, beside what it asked for."""
+    source = """
+        import subprocess
+        import sys
+        import time
+
+        from executor import Resources, TaskEnvironment
+
+        env = TaskEnvironment("env", resources=Resources(cpu=0.1, memory="512Mi"))
+        HOLD = "held = b'x' * {} * 2**20; import time; time.sleep(60)"
+
+
+        @env.task
+        def hold() -> None:
+            with subprocess.Popen([sys.executable, "-c", HOLD.format(100)]):
+                exec(HOLD.format(200))
+    """
+    root = project({"flow.py": source}, {"env": ["python >=3.11"]})
+    before, screen = set(run_ids(run_local.home)), pyte.Screen(COLUMNS, LINES)
+    row = re.compile(r"▶ 1 hold  \d+ s  (3\d\d\.\d) of 512 MiB")
+    with _on_terminal(run_local, root, screen, "hold", "--runtime", runtime) as (started, frames):
+        assert any(row.search("\n".join(screen.display)) for _ in frames), screen.display
+        started.send_signal(signal.SIGINT)
+        for _ in frames:
+            pass
+        assert started.wait(60) == 130
+    [run] = set(run_ids(run_local.home)) - before
+    journal = (run_local.home / "runs" / run / "journal.jsonl").read_text()
+    assert "AttemptEnded" in journal
+    assert "Measured" not in journal
+
+
+@contextlib.contextmanager
+def _on_terminal(
+    run_local: RunLocal, root: Path, screen: pyte.Screen, *command: str
+) -> Iterator[tuple[subprocess.Popen[bytes], Iterator[None]]]:
+    """The command with a terminal of its own; the iterator brings the screen on by what has been written meanwhile."""
+    stream = pyte.ByteStream(screen)
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", LINES, COLUMNS, 0, 0))
+    argv = [str(Path(sys.executable).with_name("run-local")), *command]
+    variables = {**run_local.variables, "RUN_LOCAL_HOME": str(run_local.home), "TERM": "xterm-256color"}
+    for name in ("COLUMNS", "LINES"):  # of the terminal that the tests run in
+        variables.pop(name, None)
+    started = subprocess.Popen(argv, cwd=root, env=variables, stdin=theirs, stdout=theirs, stderr=theirs)
+    os.close(theirs)
+
+    def frames() -> Iterator[None]:
+        while data := _read(ours):
+            stream.feed(data)
+            yield
+
+    try:
+        yield started, frames()
+    finally:
+        started.kill()
+        started.wait()
+        os.close(ours)
 
 
 def _read(terminal: int) -> bytes:

@@ -48,9 +48,10 @@ BOUNDED = settings(
 PATIENCE_S = 20
 RUN = "20000101-000000-0000"
 
-KINDS = ["HELLO", "LOG", "CALL", "CANCEL", "RESULT", "ERROR", "ENDED", "TASK", "ANSWER", "NONSENSE", ""]
+KINDS = ["HELLO", "LOG", "CALL", "CANCEL", "RESULT", "ERROR", "ENDED", "MEMORY", "TASK", "ANSWER", "NONSENSE",
+         ""]  # fmt: skip
 NAMES = ["kind", "id", "task", "value", "preview", "error", "outcome", "stream", "override", "fds", "memory_share", "exit",
-         "swept", "version", "nonce", "call", "timeout_s", "module"]  # fmt: skip
+         "swept", "used_bytes", "version", "nonce", "call", "timeout_s", "module"]  # fmt: skip
 SCALARS = (
     st.none()
     | st.booleans()
@@ -210,6 +211,7 @@ def end_well(agent: socket.socket) -> None:
 @example([(encode({"kind": "ENDED", "outcome": "ok", "memory_share": "much"}), 0)])
 @example([(encode({"kind": "LOG", "stream": ["stdout"]}, b"x"), 0)])
 @example([(encode({"kind": "CANCEL", "id": [1]}), 0)])
+@example([(encode({"kind": "MEMORY", "used_bytes": 10**400}), 0)])
 @BOUNDED
 def test_a_host_outlives_every_agent(tmp_path_factory: pytest.TempPathFactory, wires: list[Wire]) -> None:
     """The attempt ends in one of the ways that there are; a retry in another slot works; no file stays open."""

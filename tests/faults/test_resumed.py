@@ -126,3 +126,25 @@ def test_a_run_that_was_stopped_is_resumed(run_local: RunLocal, flow: Path, runt
     committed = done_in(run_local, run, flow)
     assert committed
     demand_nothing_twice(run_local("resume", run, "--json", cwd=flow), committed, run)
+
+
+@pytest.mark.parametrize("journal", ["", '{"fact":"RunSta'])
+def test_a_run_that_was_killed_before_it_began(run_local: RunLocal, tmp_path: Path, journal: str) -> None:
+    """There is nothing to go on with, and it says so."""
+    run = "20260101-000000-0000"
+    folder = tmp_path / "home" / "runs" / run
+    folder.mkdir(parents=True)
+    (folder / "journal.jsonl").write_text(journal)
+    home = {"RUN_LOCAL_HOME": str(tmp_path / "home")}
+    done = run_local("resume", run, cwd=tmp_path, env=home)
+    assert (done.code, done.stdout) == (2, "")
+    assert done.stderr == (
+        f"error: run {run} cannot be resumed\n"
+        "  why: it ended before it had begun\n"
+        "  hint: run its workflow again: nothing of it was done\n"
+    )
+    for command in ("show", "why", "report", "logs"):
+        other = run_local(command, run, cwd=tmp_path, env=home)
+        assert other.code in (0, 2), other.stderr
+        assert "Traceback" not in other.stderr
+        assert "bug" not in other.stderr

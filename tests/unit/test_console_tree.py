@@ -12,6 +12,7 @@ from executor.events import (
     CallSubmitted,
     CallWaiting,
     EnvironmentReady,
+    MemoryMeasured,
     Outcome,
     Status,
 )
@@ -32,8 +33,11 @@ class Tree:
         environment = task.partition(".")[0]
         self.tree.take(CallSubmitted(call=call, parent=parent, task=task, environment=environment, shape=SHAPE))
 
-    def start(self, call: str, attempt: int = 1, gpus: tuple[str, ...] = ()) -> None:
-        self.tree.take(AttemptStarted(call=call, attempt=attempt, container=None, gpus=gpus))
+    def start(self, call: str, attempt: int = 1, gpus: tuple[str, ...] = (), memory_bytes: int | None = None) -> None:
+        self.tree.take(AttemptStarted(call=call, attempt=attempt, container=None, gpus=gpus, memory_bytes=memory_bytes))
+
+    def measure(self, call: str, used_bytes: int) -> None:
+        self.tree.take(MemoryMeasured(call=call, used_bytes=used_bytes))
 
     def stop(self, call: str, outcome: Outcome = "ok", peak_bytes: int = 0) -> None:
         evidence = {"peak_bytes": peak_bytes}
@@ -74,6 +78,23 @@ def test_calls_stand_below_their_environments() -> None:
         "    predict: 1 running, 1 waiting, 1 succeeded, 1 failed, at most 300 MiB each",
         "    · 1.2 predict  1:05  waits: NVIDIA A (GPU-3f2a9999) is held by run 9c of alice",
     ]
+
+
+def test_what_a_call_uses_of_memory_stands_beside_what_it_may() -> None:
+    """As it was told last, in a unit that fits; of an attempt that begins nothing is known."""
+    tree = Tree()
+    for number, limit in enumerate([None, 512 * 2**20, 16 * 2**30], start=1):
+        tree.submit(str(number), "fold.predict")
+        tree.start(str(number), memory_bytes=limit)
+    assert [row.split("  ")[-1] for row in tree.shown()[2:5]] == ["0 s"] * 3
+    for number in range(1, 4):
+        tree.measure(str(number), 2**20)
+        tree.measure(str(number), 400 * 2**20)
+    told = [row.rpartition("  ")[2] for row in tree.shown()[2:5]]
+    assert told == ["400.0 MiB", "400.0 of 512 MiB", "0.4 of 16 GiB"]
+    tree.stop("2", "oom")
+    tree.start("2", 2)
+    assert [row for row in tree.shown() if "▶ 2" in row] == ["    ▶ 2 predict  0 s  attempt 2"]
 
 
 def test_a_call_that_is_retried_says_how_its_attempt_ended() -> None:
