@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import gc
 import importlib
 import io
 import json
@@ -53,6 +54,9 @@ COMMANDS = {
     "show": ("executor.cli.records", "Show one run: its calls, how each ended, where its outputs are."),
     "unpin": ("executor.cli.housekeeping", "Let `gc` remove a run again."),
 }
+
+#: New objects between two searches for cycles. What a command loads stays, and would be searched a hundred times meanwhile.
+_SEARCHED_EVERY = 50_000
 
 _TERMINATED: list[str] = []  # by a signal other than Ctrl-C: its name
 
@@ -100,6 +104,7 @@ def _run_local(offline: bool) -> None:
 
 def main() -> NoReturn:
     """The command line: run it, print any error as what, why and what next, and exit with its code."""
+    gc.set_threshold(_SEARCHED_EVERY)
     signal.signal(signal.SIGTERM, _terminate)
     _open_standard_streams()
     try:
@@ -125,6 +130,7 @@ def main() -> NoReturn:
             code = _print_error(MachineError("there is no room left", why=str(exc), hint="where does the output go?"))
     except Exception:  # noqa: BLE001  a bug of ours: no traceback reaches a user, a file does
         code = _print_bug()
+    gc.freeze()  # or the interpreter searches everything once more as it ends
     sys.exit(code if isinstance(code, int) else 0)
 
 
