@@ -32,19 +32,18 @@ def run_alphafold(antibody: Antibody, relax: bool = True) -> Prediction:
     """
     torch.set_num_threads(CORES)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    started = time.perf_counter()
     network, digest = load_network(device)
-    loaded = time.perf_counter()
+    started = time.perf_counter()
     atoms, plddt = predict(network, antibody)
     predicted = write_pdb(Path("prediction.pdb"), atoms, remarks(device))
-    seconds = {"load": loaded - started, "predict": time.perf_counter() - loaded}
-    print(f"{PREDICTOR} on {device}: mean pLDDT {sum(plddt) / len(plddt):.1f}")
+    seconds = time.perf_counter() - started
+    print(f"{PREDICTOR} on {device}: mean pLDDT {sum(plddt) / len(plddt):.1f}, {seconds:.2f} s")
     relaxed: Path | None = None
     relaxation: dict[str, float] = {}
     if relax:
         started = time.perf_counter()
-        relaxed, relaxation = relax_structure(predicted, plddt, remarks(device), threads=CORES)
-        seconds["relax"] = time.perf_counter() - started
+        relaxed, relaxation = relax_structure(predicted, plddt, remarks(device))
+        print(f"relaxed in {time.perf_counter() - started:.2f} s")
     return Prediction(
         predictor=PREDICTOR,
         is_alphafold=False,
@@ -55,7 +54,6 @@ def run_alphafold(antibody: Antibody, relax: bool = True) -> Prediction:
         predicted=predicted,
         relaxed=relaxed,
         relaxation=relaxation,
-        seconds=seconds,
     )
 
 

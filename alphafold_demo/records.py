@@ -67,7 +67,6 @@ class Prediction:
     predicted:  PDB file as the network left it, pLDDT in the B-factors
     relaxed:    the same after relaxation, with hydrogens; None where none was asked for
     relaxation: what relaxation did to the geometry, in the words of `alphafold_demo.relaxation`; empty without
-    seconds:    step → wall clock
     """
 
     predictor: str
@@ -79,7 +78,6 @@ class Prediction:
     predicted: Path
     relaxed: Path | None
     relaxation: dict[str, float]
-    seconds: dict[str, float]
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,6 @@
 """From a predicted structure to what people look at: scores, a page and pictures."""
 
 import json
-import time
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +29,6 @@ def visualize_results(antibody: Antibody, prediction: Prediction, title: str = "
 
     It is compared with the reference that the demo ships where that is a structure of the same antibody.
     """
-    started = time.perf_counter()
     structure = gemmi.read_structure(str(prediction.relaxed or prediction.predicted))
     structure.remove_hydrogens()
     residues = describe_residues(antibody, prediction.plddt.tolist(), structure[0])
@@ -45,7 +43,6 @@ def visualize_results(antibody: Antibody, prediction: Prediction, title: str = "
         known, known_text = calphas(reference[0]), reference.make_minimal_pdb()
     images = draw_figures(scores, residues, calphas(structure[0]), known)
     page = write_page(Path("report.html"), scores, residues, structure.make_minimal_pdb(), known_text)
-    scores["seconds"]["visualize"] = round(time.perf_counter() - started, 2)
     table = Path("scores.json")
     table.write_text(json.dumps(scores | {"residues": residues}, indent=1) + "\n")
     return Report(scores, page, table, images)
@@ -136,7 +133,6 @@ def summarize(
         "cdr_plddt": {name: round(float(plddt[slice(*ends)].mean()), 2) for name, ends in antibody.cdrs().items()},
         "reference": comparison,
         "relaxation": prediction.relaxation,
-        "seconds": {step: round(seconds, 2) for step, seconds in prediction.seconds.items()},
         "chains": [
             {
                 "chain": chain.letter,

@@ -45,7 +45,6 @@ def alphafold_workflow(sequence_data: Path = EDE1_C10, relax: bool = True, title
         "reference": reference.get("name"),
         "ca_rmsd": reference.get("ca_rmsd"),
         "lddt_ca": reference.get("lddt_ca"),
-        "seconds": scores["seconds"],
         "report": report.page,
         "scores": report.table,
         "prediction": prediction.predicted,

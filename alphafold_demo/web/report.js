@@ -209,7 +209,6 @@ function details() {
   } else {
     add("Relaxation", "none; bond lengths are as the network left them");
   }
-  add("Seconds", Object.entries(scores.seconds).map(([step, value]) => `${step} ${value}`).join(", "));
   add("Weights (SHA-256)", scores.weights_sha256);
 }
 

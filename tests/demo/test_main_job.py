@@ -98,6 +98,14 @@ def test_a_second_run_computes_nothing(run_local: RunLocal, runtime: str) -> Non
     assert found[0] == found[1] != {}
 
 
+def test_two_runs_come_to_the_same(run_local: RunLocal, engine: object) -> None:
+    """Every byte of every output, computed in containers and again as processes: what differs later has another cause."""
+    runs = [run(run_local, runtime) for runtime in ("docker", "process")]
+    found = [{path.name: path.read_bytes() for path in Path(each["outputs"]).iterdir()} for each in runs]
+    assert {"relaxed.pdb", "scores.json", "report.html", "structure.png"} < found[0].keys()
+    assert found[0] == found[1]
+
+
 @pytest.mark.skipif(not WITHOUT_NETWORK, reason="no network namespaces here")
 def test_it_runs_again_without_any_network(run_local: RunLocal, runtime: str) -> None:
     """After one run that fetched what it needs: offline, in a network namespace that has no interface."""

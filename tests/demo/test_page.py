@@ -60,7 +60,6 @@ def page(tmp_path: Path) -> WritePage:
             "cdr_plddt": {"H3": 70.0},
             "reference": compared if known else None,
             "relaxation": {},
-            "seconds": {"predict": 1.0},
             "chains": [],
         }
         residues = residues_of(KNOWN.read_text())
