@@ -65,7 +65,12 @@ class ProtocolError(Exception):
 
 
 def encode(header: dict[str, Any], body: bytes = b"", fds: Sequence[int] = ()) -> bytes:
-    """The bytes of one frame; refuses one that the other side would refuse."""
+    """The bytes of one frame; refuses one that the other side would refuse, or misread.
+
+    How many files belong to it is said by its own field `fds`, which no header may have.
+    """
+    if "fds" in header:
+        raise ProtocolError("a header has a field `fds`, which says how many files come with a frame")
     if fds:
         header = {**header, "fds": len(fds)}
     text = json.dumps(header, separators=(",", ":")).encode()
@@ -117,7 +122,7 @@ class FrameReader:
             body = bytes(self._held[start:end])
             del self._held[:end]
             count = header.pop("fds", 0)
-            if not isinstance(count, int) or not 0 <= count <= len(self._fds):
+            if type(count) is not int or not 0 <= count <= len(self._fds):
                 raise ProtocolError(f"a frame came without the {count!r} files that it speaks of")
             yield Frame(header, body, [self._fds.popleft() for _ in range(count)])
 
