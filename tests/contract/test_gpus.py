@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import subprocess
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from executor.gpus import Leases
 from tests.harness import MakeProject, RunLocal
-from tests.nvml.machine import THREE, UUIDS, FakeGpus, three
+from tests.nvml.machine import DRIVER, THREE, UUIDS, FakeGpus, three
 
 FLOW = """
     import os
@@ -182,3 +184,32 @@ def wait_for_line(process: Any, text: str) -> None:
         if text in line:
             return
     raise AssertionError("".join(said))
+
+
+def test_doctor_tells_of_devices_and_who_has_them(run_local: RunLocal, fake_gpus: FakeGpus, tmp_path: Path) -> None:
+    """For people and for programs: the driver, each device, its holder, and the processes on it."""
+    broken = replace(three()[2], error=15)
+    fake_gpus.show([three()[0], replace(three()[1], processes=[(2**22 + 1, 2048)]), broken])
+    user = subprocess.run(["id", "-un"], capture_output=True, text=True, check=True).stdout.strip()
+    holder = f"run 20260101-000000-0001 of {user}"
+    lease = Leases(fake_gpus.leases).try_take([UUIDS[0]], "20260101-000000-0001")
+    assert lease
+    (tmp_path / "empty").mkdir()
+    said = run_local("doctor", cwd=tmp_path / "empty", env=fake_gpus.variables)
+    told = run_local("doctor", "--json", cwd=tmp_path / "empty", env=fake_gpus.variables)
+    lease.close()
+    assert said.code == told.code == 0, said.stderr + told.stderr
+    lines = said.stdout.splitlines()
+    begin = next(number for number, line in enumerate(lines) if line.startswith("gpus "))
+    assert [line[17:] for line in lines[begin : begin + 6]] == [
+        f"driver {DRIVER}, CUDA 12.4",
+        f"{UUIDS[0]}  Fake A100, 39 of 40 GiB free",
+        f"  held by {holder}",
+        f"{UUIDS[1]}  Fake A100, 39 of 40 GiB free",
+        f"  process {2**22 + 1} (not visible here) of somebody, 2.0 GiB",
+        f"{UUIDS[2]}  Fake A100, the NVIDIA driver says: GPU is lost",
+    ]
+    found = told.document["gpus"]
+    assert (found["driver"], found["cuda"], found["why"]) == (DRIVER, "12.4", "")
+    assert [each["held"] for each in found["devices"]] == [holder, "", ""]
+    assert found["devices"][1]["processes"][0]["used_bytes"] == 2048 * 2**20

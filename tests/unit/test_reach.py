@@ -1464,9 +1464,9 @@ def test_whatever_changes_the_answer_changes_the_key(
     things = data.draw(projects())
     named = [n for n, thing in enumerate(things) if thing.kind != "effect"]
     roots = data.draw(st.lists(st.sampled_from(named), min_size=1, max_size=3, unique=True)) if named else []
-    folder = tmp_path_factory.mktemp("random")
-    first = write(folder / "before", render(things, roots, reads_shared=True))
-    digest, answer = reached(first, ["."], entry()).digest, observe(first)
+    before = render(things, roots, reads_shared=True)
+    root = write(tmp_path_factory.mktemp("random"), before)
+    digest, answer = reached(root, ["."], entry()).digest, observe(root)
     for number, thing in enumerate(things):
         edits = [
             replace(thing, value=thing.value + 1),
@@ -1474,11 +1474,13 @@ def test_whatever_changes_the_answer_changes_the_key(
             replace(thing, way=(thing.way + 1) % 5),
             replace(thing, kind="constant" if thing.kind == "twice" else thing.kind, value=thing.value + 1),
         ]
-        for at, changed in enumerate([edits[0], data.draw(st.sampled_from(edits[1:]))]):
-            after = [changed if n == number else each for n, each in enumerate(things)]
-            second = write(folder / f"after{number}.{at}", render(after, roots, reads_shared=True))
-            if observe(second) != answer:
-                assert reached(second, ["."], entry()).digest != digest, changed
+        for changed in (edits[0], data.draw(st.sampled_from(edits[1:]))):
+            edited = [changed if n == number else each for n, each in enumerate(things)]
+            after = render(edited, roots, reads_shared=True)
+            write(root, dict(after.items() - before.items()))
+            if observe(root) != answer:
+                assert reached(root, ["."], entry()).digest != digest, changed
+            write(root, dict(before.items() - after.items()))
 
 
 @FEW
@@ -1568,8 +1570,11 @@ def test_editing_a_helper_of_the_demo_changes_the_tasks_that_reach_it(tmp_path: 
         code = Code(tmp_path, manifest.import_roots, manifest)
         return {name: code.reached(task).digest for name, task in manifest.tasks.items()}
 
+    after = digests()
+
     def changed_by(file: str, old: str, new: str) -> set[str]:
-        before, path = digests(), tmp_path / "alphafold_demo" / file
+        nonlocal after
+        before, path = after, tmp_path / "alphafold_demo" / file
         assert old in path.read_text()
         path.write_text(path.read_text().replace(old, new, 1))
         after = digests()
