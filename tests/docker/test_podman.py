@@ -103,11 +103,18 @@ with hold_lease(folder) as lease:
 
 @dataclass(frozen=True)
 class Service:
-    """A Podman service: its address, its folder, and the command that talks to its storage."""
+    """A Podman service: its address, and the command and variables that talk to its storage."""
 
     address: str
-    folder: Path
     command: list[str]
+    variables: dict[str, str]
+
+    def ask(self, *words: str, check: bool = True) -> str:
+        """What the command prints; without the variables it would leave locks for the whole machine in /dev/shm."""
+        return subprocess.run(
+            [*self.command, *words],
+            cwd="/", env=self.variables, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=check,
+        ).stdout  # fmt: skip
 
 
 @contextlib.contextmanager
@@ -120,6 +127,7 @@ def podman(folder: Path, *, user: str = "") -> Iterator[Service]:
     variables = {**os.environ, "CONTAINERS_CONF": str(settings), "XDG_RUNTIME_DIR": str(folder), "HOME": str(folder)}
     if user:
         command = ["runuser", "-u", user, "--", *command]
+    found = Service(f"unix://{socket}", command, variables)
     with (folder / "log").open("wb") as log:
         service = subprocess.Popen(
             [*command, "system", "service", "--time=0", f"unix://{socket}"],
@@ -131,14 +139,14 @@ def podman(folder: Path, *, user: str = "") -> Iterator[Service]:
             time.sleep(0.05)
         if not socket.exists():
             lacking("podman", (folder / "log").read_text()[-500:])
-        yield Service(f"unix://{socket}", folder, command)
+        yield found
     finally:
         os.killpg(service.pid, signal.SIGTERM)  # as a user it is a process below the one that we started
         service.wait(STARTS_S)
         with contextlib.suppress(ProcessLookupError):
             os.killpg(service.pid, signal.SIGKILL)
-        for words in (["rm", "--all", "--force", "--time", "0"], ["rmi", "--all", "--force"]):
-            subprocess.run([*command, *words], cwd=folder, env=variables, capture_output=True, check=False)
+        found.ask("rm", "--all", "--force", "--time", "0", check=False)
+        found.ask("rmi", "--all", "--force", check=False)
         _end_pause(folder)
         for line in Path("/proc/mounts").read_text().splitlines():
             place = line.split()[1]
@@ -221,8 +229,7 @@ def test_roots_podman_runs_tasks_as_docker_does(
         starved = run_local("fill", "--runtime", "docker", "--json", cwd=root, env=there)
         assert starved.code == 1
         assert starved.document["calls"][0]["error"]["code"] == "oom", starved.stdout
-        left = subprocess.run([*service.command, "ps", "--all", "--quiet"], capture_output=True, text=True, check=True)
-        assert left.stdout == ""
+        assert service.ask("ps", "--all", "--quiet") == ""
 
 
 @pytest.mark.slow  # as above
